@@ -1,0 +1,145 @@
+"""Timeline and register table against the simulated RTL: resident atoms and outputs in reach."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rasp.nvdla.config import load
+from rasp.nvdla.mapping import Mapping
+from rasp.nvdla.shapes import ConvShape
+from rasp.nvdla.signals import locate
+from rasp.nvdla.timeline import Timeline
+
+FOLDER = os.environ.get("RASP_RTL")
+pytestmark = pytest.mark.skipif(
+    not FOLDER, reason="set RASP_RTL to the folder of nv_small-layer-*.jsonl.gz"
+)
+
+
+def layers():
+    return sorted(json.loads((Path(FOLDER) / "layers.json").read_text())) if FOLDER else ["A"]
+
+
+@pytest.fixture(params=layers(), scope="module")
+def recorded(request):
+    l = json.loads((Path(FOLDER) / "layers.json").read_text())[request.param]
+    shape = ConvShape(
+        request.param,
+        *(l[key] for key in "CHWKRS"),
+        stride=(l["stride"], l["stride"]),
+        padding=(l["pad"], l["pad"]),
+    )
+    with gzip.open(Path(FOLDER) / f"nv_small-layer-{request.param}.jsonl.gz", "rt") as lines:
+        records = [json.loads(line) for line in lines]
+    return Mapping(shape, load("nv_small")), records
+
+
+def signal(record):
+    return locate(
+        record["cls"],
+        record["path"],
+        record["var"],
+        record["bit"],
+        rises=record["flip"] == "0->1",
+    )
+
+
+def observed(records):
+    seen = [(r["cycle"] - r["stage"], r["atom"]["n"]) for r in records if r["atom"]]
+    return [cycle for cycle, _ in seen], [n for _, n in seen]
+
+
+def test_one_observed_atom_places_every_other(recorded):
+    mapping, records = recorded
+    cycles, atoms = observed(records)
+    timeline = Timeline.fitted(mapping, cycles[:1], atoms[:1])
+    assert timeline.atom(cycles).tolist() == atoms
+
+
+def test_stage_and_cycle_give_the_recorded_atom_or_its_absence(recorded):
+    mapping, records = recorded
+    timeline = Timeline.fitted(mapping, *observed(records))
+    checked = 0
+    for record in records:
+        found = signal(record)
+        if found is None or found.effect == "none" or record["stage"] is None:
+            continue
+        assert found.stage == record["stage"]
+        n = record["atom"]["n"] if record["atom"] else -1
+        assert int(timeline.atom(record["cycle"] - found.stage)) == n
+        checked += 1
+    assert checked > 1000
+
+
+def reach(mapping, timeline, record):
+    """Outputs in reach as (kernel, pixel), None if the register is not modelled."""
+    found = signal(record)
+    if found is None:
+        return None
+    if found.effect == "none":
+        return set()
+    kernel, package = found.kernel, -1
+    if found.held == "atom":
+        n = int(timeline.atom(record["cycle"] - found.stage))
+    elif found.held == "active":
+        package, position = map(int, timeline.active(record["cycle"], kernel))
+        n = int(timeline.first[package]) + position if package >= 0 else -1
+    else:
+        if found.held == "shadow":
+            package = int(timeline.shadow(record["cycle"], kernel))
+        else:
+            load_ = timeline.loading(record["cycle"] - found.stage)
+            package, lane = map(int, load_)
+            if found.stage >= 0 and lane not in range(kernel, kernel + 4):
+                return set()
+            kernel = lane
+        if found.effect == "weight_bus" and package >= 0:
+            word = timeline.word(package, kernel)
+            package, kernel, _ = word[found.lane] if found.lane < len(word) else (-1, 0, 0)
+        n = int(timeline.first[package]) if package >= 0 else -1
+    if n < 0:
+        return set()
+    at = mapping.reach(found.reach, n, kernel)
+    kernels = [int(at.kernel) + i * int(at.step) for i in range(int(at.kernels))]
+    if found.unused:
+        kernels = [int(at.kernel)]
+    first = int(at.pixel)
+    return {(k, p) for k in kernels for p in range(first + found.skip, first + int(at.pixels))}
+
+
+def test_changed_accumulators_are_within_reach(recorded):
+    mapping, records = recorded
+    timeline = Timeline.fitted(mapping, *observed(records))
+    modelled = changed = full = 0
+    for record in records:
+        allowed = reach(mapping, timeline, record)
+        if allowed is None:
+            continue
+        modelled += 1
+        found = {(k, y * mapping.shape.Wo + x) for k, y, x, _, _ in record["acc"]}
+        assert found <= allowed, record["id"]
+        assert record["outcome"] != "hang"
+        changed += bool(found)
+        full += bool(found) and found == allowed
+    assert modelled / len(records) > 0.5
+    assert full / changed > 0.7
+
+
+def test_every_record_the_closed_form_covers_is_located(recorded):
+    _, records = recorded
+    assert all(signal(r) is not None for r in records if r["model_exact"] is not None)
+
+
+def test_counts_of_the_whole_set():
+    total = np.zeros(2, dtype=int)
+    for path in sorted(Path(FOLDER).glob("nv_small-layer-[ABD].jsonl.gz")):
+        with gzip.open(path, "rt") as lines:
+            found = [signal(json.loads(line)) is not None for line in lines]
+        total += sum(found), len(found)
+    assert total.tolist() == [18_305, 34_170]
