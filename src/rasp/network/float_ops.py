@@ -1,0 +1,152 @@
+"""fp32 and fp16 arithmetic of the lowered network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rasp.errors import UnsupportedModelError, unknown_name
+from rasp.network.graph import (
+    Activation,
+    Add,
+    Clip,
+    Concat,
+    Conv,
+    Flatten,
+    Host,
+    Node,
+    PadChannels,
+    Pool,
+    Scale,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FloatFormat = Literal["fp32", "fp16"]
+_STORED = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class FloatArithmetic:
+    """Floating point: operands and results in the format, sums in fp32.
+
+    NVDLA has no fp32 datapath; fp32 is an arithmetic model on the same schedule. In fp16 every
+    stored value and weight is rounded to binary16, products are summed in fp32 and the result of
+    each node is rounded once, as nv_full's CACC and SDP do up to the width of its accumulator.
+
+    Example:
+        >>> FloatArithmetic("fp16").encode(torch.tensor([0.1])).dtype
+        torch.float16
+    """
+
+    format: FloatFormat
+
+    def __post_init__(self) -> None:
+        if self.format not in _STORED:
+            raise unknown_name("floating-point format", self.format, _STORED)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored value."""
+        return 32 if self.format == "fp32" else 16
+
+    def to(self, device: str) -> FloatArithmetic:
+        """Itself: the format holds no constants."""
+        del device
+        return self
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Round normalised images to the format."""
+        return images.to(_STORED[self.format])
+
+    def decode(self, name: str, stored: Tensor) -> Tensor:
+        """Stored values as fp32; ``name`` does not matter in floating point."""
+        del name
+        return stored.float()
+
+    def operands(self, conv: Conv) -> Tensor:
+        """Weight as the multipliers see it, ``(K, C / groups, R, S)`` in the format."""
+        return conv.weight.to(_STORED[self.format])
+
+    def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
+        """Sums of products in fp32, ``(N, K, Ho, Wo)``."""
+        return convolve(conv, x.float(), self.operands(conv).float())
+
+    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
+        """Bias, clamp and rounding of any set of sums; ``kernel`` gives the bias of each."""
+        bias = self.encode(conv.bias).float()[kernel]
+        return self.encode(clamp(sums + bias, conv.clip))
+
+    def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """One node on stored inputs ``(N, ...)``."""
+        if isinstance(node, Conv):
+            sums = self.accumulate(node, inputs[0])
+            kernel = torch.arange(node.conv.K).view(-1, 1, 1)
+            return self.finish(node, sums, kernel).view(-1, *node.shape)
+        values = [value.float() for value in inputs]
+        return self.encode(compute(node, values))
+
+
+def convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:
+    """Plain convolution without bias; a linear layer's vectors are seen as 1 x 1 maps."""
+    shape = conv.conv
+    return F.conv2d(
+        x.reshape(-1, shape.C, shape.H, shape.W),
+        weight,
+        stride=shape.stride,
+        padding=shape.padding,
+        dilation=shape.dilation,
+        groups=shape.groups,
+    )
+
+
+def clamp(x: Tensor, clip: Clip | None) -> Tensor:
+    """Clamp that lets NaN through."""
+    if clip is None:
+        return x
+    return F.relu(x) if clip == (0.0, float("inf")) else x.clamp(*clip)
+
+
+def compute(node: Node, values: Sequence[Tensor]) -> Tensor:
+    """Any node but a convolution on fp32 values; the reference for every format."""
+    x = values[0]
+    match node:
+        case Add():
+            return clamp(x + values[1], node.clip)
+        case Scale():
+            shape = (-1,) + (1,) * (x.ndim - 2)
+            return clamp(x * node.weight.view(shape) + node.bias.view(shape), node.clip)
+        case Activation():
+            return clamp(x, node.clip)
+        case Pool():
+            return _pool(node, x)
+        case Flatten():
+            return x.flatten(1)
+        case Concat():
+            return torch.cat(list(values), dim=1)
+        case PadChannels():
+            return F.pad(x, (0, 0, 0, 0, node.before, node.after))
+        case Host():
+            return node.call(*values)
+        case _:
+            raise UnsupportedModelError(f"Node '{node.name}' ({type(node).__name__}) cannot run.")
+
+
+def _pool(node: Pool, x: Tensor) -> Tensor:
+    if node.kernel == (1, 1):
+        return x[:, :, :: node.stride[0], :: node.stride[1]]
+    if node.kind == "max":
+        return F.max_pool2d(x, node.kernel, node.stride, node.padding, ceil_mode=node.ceil)
+    return F.avg_pool2d(
+        x,
+        node.kernel,
+        node.stride,
+        node.padding,
+        ceil_mode=node.ceil,
+        count_include_pad=node.count_padding,
+    )

@@ -1,0 +1,334 @@
+"""INT8 arithmetic of the lowered network, in integers throughout.
+
+Activations are symmetric per tensor, weights symmetric per kernel, biases 32-bit. A layer is
+CMAC and CACC (exact integer sums), then the SDP: bias add, multiply by a signed 16-bit operand per
+kernel, shift right with rounding half away from zero, clamp, saturate to int8 (RTL:
+``NV_NVDLA_SDP_HLS_X_int_{alu,mul,trt,relu}.v``, ``NV_NVDLA_SDP_HLS_C_int.v``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rasp.errors import ConfigError, UnsupportedModelError
+from rasp.network.float_ops import compute
+from rasp.network.graph import (
+    Activation,
+    Add,
+    Clip,
+    Concat,
+    Conv,
+    Flatten,
+    Input,
+    Network,
+    Node,
+    PadChannels,
+    Pool,
+    Scale,
+    moved,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LOW, HIGH = -128, 127
+_OPERAND_MAX = 2**15 - 1  # the SDP's multiplier operand, 16 bits signed
+_SHIFT_MAX = 63  # its 6-bit right shift
+_INT32 = 2**31
+_EXACT = 2**24  # every integer up to here is an fp32 value
+_KERNEL_SPREAD = 256.0  # the smallest weight scale of a layer is at least its largest over this
+_RECIPROCAL_BITS = 16  # of the PDP's average
+VIEWS = (Pool, Flatten, PadChannels, Concat)
+"""Nodes whose output keeps the scale of their input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """Integer rescaling ``round(v * multiplier / 2**shift)``, half away from zero.
+
+    Attributes:
+        multiplier: ``(channels,)`` int64 in [-32767, 32767].
+        shift: 0 to 63.
+        low, high: clamp after it, within int8.
+    """
+
+    multiplier: Tensor
+    shift: int
+    low: int
+    high: int
+
+    @classmethod
+    def fit(cls, factors: Tensor, *, scale: float, clip: Clip | None, layer: str) -> Converter:
+        """The converter nearest to multiplying by ``factors`` that the SDP's fields can hold.
+
+        Raises:
+            ConfigError: no shift makes the factors fit; names the layer and the value.
+        """
+        largest = float(factors.abs().max())
+        if not 0 < largest < _OPERAND_MAX:
+            raise ConfigError(
+                f"Layer '{layer}' needs a rescaling by {largest:.4g}, the output converter holds "
+                f"more than 0 and less than {_OPERAND_MAX}. Recalibrate on images like the data."
+            )
+        shift = min(_SHIFT_MAX, math.floor(math.log2(_OPERAND_MAX / largest)))
+        multiplier = torch.round(factors.double() * 2.0**shift).long()
+        return cls(multiplier, shift, *_bounds(clip, scale))
+
+    def __call__(self, v: Tensor, channel: Tensor) -> Tensor:
+        """Integers held in float64 to int8; ``channel`` picks each value's multiplier.
+
+        Products stay below 2**46, so float64 holds each step exactly.
+        """
+        factor = self.multiplier.double() * 2.0**-self.shift
+        scaled = round_half_away(v * factor[channel])
+        return scaled.clamp_(self.low, self.high).to(torch.int8)
+
+
+def round_half_away(v: Tensor) -> Tensor:
+    """Round to the nearest integer, halves away from zero, as NVDLA's converters do.
+
+    Example:
+        >>> round_half_away(torch.tensor([0.5, -1.5, 2.4])).tolist()
+        [1.0, -2.0, 2.0]
+    """
+    return v.abs().add_(0.5).floor_().copysign_(v)
+
+
+def _bounds(clip: Clip | None, scale: float) -> tuple[int, int]:
+    low, high = clip or (-math.inf, math.inf)
+    return (
+        max(LOW, min(HIGH, round(low / scale) if math.isfinite(low) else LOW)),
+        max(LOW, min(HIGH, round(high / scale) if math.isfinite(high) else HIGH)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Layer:
+    """Integers of one convolution.
+
+    Attributes:
+        weight: ``(K, C / groups, R, S)`` int8.
+        bias: ``(K,)`` int64 within int32.
+        converter: sums to int8.
+        slices: input-channel ranges over which fp32 sums are provably exact.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    converter: Converter
+    slices: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Arithmetic:
+    """INT8 with the scales of one calibration.
+
+    Attributes:
+        scales: real value of one step of every node's output.
+        layers: integers of the convolutions.
+        adds: per element-wise sum the two multipliers as one converter with two channels.
+        affines: per scale node its converter (per channel) and bias in int64.
+    """
+
+    scales: Mapping[str, float]
+    layers: Mapping[str, Int8Layer]
+    adds: Mapping[str, Converter]
+    affines: Mapping[str, tuple[Converter, Tensor]]
+    format: ClassVar[str] = "int8"
+    bits: ClassVar[int] = 8
+
+    @classmethod
+    def build(cls, network: Network, scales: Mapping[str, float]) -> Int8Arithmetic:
+        """Quantise a network's constants for given output scales; a pure function of both.
+
+        Raises:
+            ConfigError: a scale is missing, not positive, or does not fit the converter.
+        """
+        for node in network.nodes:
+            scale = scales.get(node.name, 0.0)
+            if not (math.isfinite(scale) and scale > 0):
+                raise ConfigError(
+                    f"Node '{node.name}' needs a positive finite scale, got {scale}. "
+                    f"Calibrate this network again."
+                )
+        layers, adds, affines = {}, {}, {}
+        for node in network.nodes:
+            out = scales[node.name]
+            if isinstance(node, Conv):
+                layers[node.name] = _layer(node, scales[node.inputs[0]], out)
+            elif isinstance(node, Add):
+                ratios = torch.tensor([scales[name] / out for name in node.inputs])
+                adds[node.name] = Converter.fit(ratios, scale=out, clip=node.clip, layer=node.name)
+            elif isinstance(node, Scale | Activation):
+                affines[node.name] = _affine(node, scales[node.inputs[0]], out)
+        return cls(dict(scales), layers, adds, affines)
+
+    def to(self, device: str) -> Int8Arithmetic:
+        """The arithmetic with its integers on a torch device."""
+        return replace(
+            self,
+            layers={name: moved(layer, device) for name, layer in self.layers.items()},
+            adds={name: moved(converter, device) for name, converter in self.adds.items()},
+            affines={
+                name: (moved(converter, device), bias.to(device))
+                for name, (converter, bias) in self.affines.items()
+            },
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Quantise normalised images (done by the host)."""
+        return self._quantise("input", images)
+
+    def decode(self, name: str, stored: Tensor) -> Tensor:
+        """Stored int8 values of a node as fp32."""
+        return stored.float() * self.scales[name]
+
+    def operands(self, conv: Conv) -> Tensor:
+        """Stored int8 weight, ``(K, C / groups, R, S)``."""
+        return self.layers[conv.name].weight
+
+    def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
+        """Exact sums of products, ``(N, K, Ho, Wo)`` int32.
+
+        Computed by fp32 convolutions over channel slices whose sums stay below 2**24.
+        """
+        shape, layer = conv.conv, self.layers[conv.name]
+        x = x.reshape(-1, shape.C, shape.H, shape.W)
+        total = None
+        for start, stop in layer.slices:
+            part = F.conv2d(
+                x[:, start:stop].float() if shape.groups == 1 else x.float(),
+                layer.weight[:, start:stop].float(),
+                stride=shape.stride,
+                padding=shape.padding,
+                dilation=shape.dilation,
+                groups=shape.groups,
+            ).to(torch.int32)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
+        """SDP on integer sums of any shape and integer type; ``kernel`` is each one's kernel."""
+        layer = self.layers[conv.name]
+        biased = sums.double() + layer.bias[kernel]
+        return layer.converter(biased.clamp_(-_INT32, _INT32 - 1), kernel)
+
+    def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """One node on stored inputs ``(N, ...)``."""
+        x = inputs[0]
+        match node:
+            case Conv():
+                kernel = torch.arange(node.conv.K).view(-1, 1, 1)
+                sums = self.accumulate(node, x)
+                return self.finish(node, sums, kernel).view(-1, *node.shape)
+            case Add():
+                converter = self.adds[node.name]
+                left, right = converter.multiplier.tolist()
+                unit = replace(
+                    converter, multiplier=torch.ones(1, dtype=torch.int64, device=x.device)
+                )
+                total = x.double() * left + inputs[1].double() * right
+                return unit(total, torch.zeros(1).long())
+            case Scale() | Activation():
+                converter, bias = self.affines[node.name]
+                channel = torch.arange(len(bias)).view(-1, *(1,) * (x.ndim - 2))
+                return converter(x.double() + bias[channel], channel)
+            case Pool() if node.kind == "avg" and (node.count_padding or not any(node.padding)):
+                return _average(node, x)
+            case Pool() | Flatten() | PadChannels() | Concat():
+                return compute(node, [value.float() for value in inputs]).round_().to(torch.int8)
+            case _:
+                names = zip(node.inputs, inputs, strict=True)
+                real = compute(node, [self.decode(name, value) for name, value in names])
+                return self._quantise(node.name, real)
+
+    def _quantise(self, name: str, real: Tensor) -> Tensor:
+        return torch.round(real / self.scales[name]).clamp_(LOW, HIGH).to(torch.int8)
+
+
+def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
+    peak = conv.weight.double().flatten(1).abs().amax(1)
+    top = float(peak.max()) or 1.0
+    scale = peak.clamp_min(top / _KERNEL_SPREAD) / HIGH
+    weight = torch.round(conv.weight.double() / scale.view(-1, 1, 1, 1)).to(torch.int8)
+    bias = torch.round(conv.bias.double() / (scale * scale_in))
+    if float(bias.abs().max()) >= _INT32:
+        raise ConfigError(
+            f"Layer '{conv.name}': the bias {float(conv.bias.abs().max()):.4g} does not fit 32 "
+            f"bits at the input scale {scale_in:.4g}. Recalibrate on images like the data."
+        )
+    converter = Converter.fit(
+        scale * scale_in / scale_out, scale=scale_out, clip=conv.clip, layer=conv.name
+    )
+    return Int8Layer(weight, bias.long(), converter, _exact_slices(conv.name, weight))
+
+
+def _exact_slices(name: str, weight: Tensor) -> tuple[tuple[int, int], ...]:
+    """Channel ranges with ``sum |w| * 128 < 2**24`` for every kernel."""
+    reach = weight.long().abs().sum(dim=(2, 3)) * -LOW  # (K, C)
+    slices, start = [], 0
+    while start < reach.shape[1]:
+        within = (reach[:, start:].cumsum(1).amax(0) < _EXACT).long()
+        count = int(within.cumprod(0).sum())
+        if not count:
+            raise UnsupportedModelError(
+                f"Layer '{name}': a single input channel of a {tuple(weight.shape[2:])} kernel can "
+                f"sum beyond 2**24; kernels this large are not supported in INT8."
+            )
+        slices.append((start, start + count))
+        start += count
+    return tuple(slices)
+
+
+def _affine(
+    node: Scale | Activation, scale_in: float, scale_out: float
+) -> tuple[Converter, Tensor]:
+    """``w * x + b`` as ``(x + b / w) * w``: the SDP adds before it multiplies."""
+    if isinstance(node, Scale):
+        weight = node.weight.double()
+        safe = torch.where(weight.abs() < 1e-12, torch.full_like(weight, 1e-12), weight)
+        bias = torch.round(node.bias.double() / (safe * scale_in)).clamp(-_INT32, _INT32 - 1)
+    else:
+        safe, bias = torch.ones(node.shape[0]).double(), torch.zeros(node.shape[0]).double()
+    factors = safe * scale_in / scale_out
+    converter = Converter.fit(factors, scale=scale_out, clip=node.clip, layer=node.name)
+    return converter, bias
+
+
+def _average(node: Pool, x: Tensor) -> Tensor:
+    """PDP average: the sum times two 17-bit reciprocals, rounded after each (cal2d.v)."""
+    sums = F.avg_pool2d(
+        x.float(), node.kernel, node.stride, node.padding, ceil_mode=node.ceil, divisor_override=1
+    ).double()
+    for size in reversed(node.kernel):
+        reciprocal = round(2**_RECIPROCAL_BITS / size)
+        sums = round_half_away(sums * reciprocal * 2.0**-_RECIPROCAL_BITS)
+    return sums.clamp_(LOW, HIGH).to(torch.int8)
+
+
+def scale_groups(network: Network) -> dict[str, str]:
+    """For every node the first node of the set that must share one scale.
+
+    Pooling and views cannot rescale, and the inputs of a concatenation are one tensor in memory.
+    """
+    root = {node.name: node.name for node in network.nodes}
+
+    def find(name: str) -> str:
+        while root[name] != name:
+            name = root[name]
+        return name
+
+    order = {node.name: index for index, node in enumerate(network.nodes)}
+    for node in network.nodes:
+        if isinstance(node, VIEWS) and not isinstance(node, Input):
+            for source in node.inputs:
+                first, second = sorted((find(source), find(node.name)), key=order.__getitem__)
+                root[second] = first
+    return {name: find(name) for name in root}
