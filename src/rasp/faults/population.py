@@ -1,0 +1,88 @@
+"""How likely an upset is to be of each fault model in each layer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from rasp.errors import ConfigError, unknown_name
+from rasp.faults.models import fault_model
+from rasp.nvdla.cycles import layer_cycles
+from rasp.nvdla.mapping import check
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rasp.network.graph import Conv, Network
+    from rasp.nvdla.config import AcceleratorConfig
+
+LayerWeights = Literal["cycles", "macs", "neurons", "uniform"]
+
+
+class Stratum(NamedTuple):
+    """One fault model in one layer and its probability; the weights of all strata sum to 1."""
+
+    layer: str
+    model: str
+    weight: float
+
+
+def strata(
+    network: Network,
+    accelerator: AcceleratorConfig,
+    *,
+    models: Mapping[str, float],
+    layer_weights: str = "cycles",
+    layers: Sequence[str] | None = None,
+) -> tuple[Stratum, ...]:
+    """The population of a campaign.
+
+    An upset strikes a layer while it runs, so a layer's share is that of its cycles unless asked
+    otherwise; a fault model's share is that of its flip-flops times their activity.
+
+    Args:
+        network: what runs.
+        accelerator: what it runs on; every layer must fit it.
+        models: weight of each fault model, any positive scale.
+        layer_weights: ``"cycles"``, ``"macs"``, ``"neurons"`` or ``"uniform"``.
+        layers: names of the layers to draw in; all if ``None``.
+
+    Raises:
+        ConfigError: unknown fault model, layer or weighting, or weights that are not positive.
+        UnsupportedModelError: a layer the accelerator cannot run, or no layer at all.
+    """
+    if layer_weights not in get_args(LayerWeights):
+        raise unknown_name("layer weighting", layer_weights, get_args(LayerWeights))
+    for name, weight in models.items():
+        fault_model(name)
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(f"Fault model '{name}' needs a positive weight, got {weight}.")
+    if not models:
+        raise ConfigError("Give at least one fault model.")
+    names = [layer.name for layer in network.layers]
+    for name in layers or ():
+        if name not in names:
+            raise unknown_name("layer", name, names)
+    chosen = [layer for layer in network.layers if layers is None or layer.name in layers]
+    if not chosen:
+        raise ConfigError("The network has no convolution or linear layer to draw faults in.")
+    shares = [_share(layer, network.format, accelerator, layer_weights) for layer in chosen]
+    total = sum(shares) * sum(models.values())
+    return tuple(
+        Stratum(layer.name, model, share * weight / total)
+        for layer, share in zip(chosen, shares, strict=True)
+        for model, weight in models.items()
+    )
+
+
+def _share(layer: Conv, number_format: str, config: AcceleratorConfig, weights: str) -> float:
+    check(layer.conv, config, number_format)
+    match weights:
+        case "cycles":
+            return layer_cycles(layer.conv, config, number_format).total
+        case "macs":
+            return layer.conv.macs
+        case "neurons":
+            return layer.conv.K * layer.conv.pixels
+        case _:
+            return 1.0
