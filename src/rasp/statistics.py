@@ -1,0 +1,306 @@
+"""Rates with their intervals, and how many trials an interval costs.
+
+Everything here is arithmetic on counts. Two quantities are kept apart on purpose: ``n``, the trials
+that were run, and ``n_effective``, the independent trials they are worth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rasp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """An estimated probability with its confidence interval.
+
+    Attributes:
+        estimate: ``events / n``.
+        low, high: ends of the interval, within [0, 1].
+        n: trials.
+        n_effective: independent trials that would give an interval this wide.
+        events: trials that counted.
+        confidence: two-sided confidence level of ``[low, high]``.
+        method: how the interval was computed.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    n_effective: float
+    events: int
+    confidence: float
+    method: str
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        """Percent with as many decimals as the interval supports; a bound if nothing varied."""
+        if self.events == 0:
+            return f"<= {_bound(100 * self.high)} % (0/{_spaced(self.n)})"
+        if self.events == self.n:
+            shortfall = _bound(100 * (1 - self.low))
+            decimals = len(shortfall.partition(".")[2])
+            return (
+                f">= {100 - float(shortfall):.{decimals}f} % ({_spaced(self.n)}/{_spaced(self.n)})"
+            )
+        finest = min(self.half_width, self.estimate, 1 - self.estimate)
+        decimals = max(1, -math.floor(math.log10(100 * finest)))
+        estimate, low, high = (
+            f"{100 * value:.{decimals}f}" for value in (self.estimate, self.low, self.high)
+        )
+        return f"{estimate} % [{low}, {high}] n={_spaced(self.n)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Quotient of two rates with its confidence interval.
+
+    Attributes:
+        estimate: the quotient; ``None`` where the denominator had no events.
+        low: lower end.
+        high: upper end; ``None`` where it is unbounded.
+        confidence: two-sided confidence level of ``[low, high]``.
+    """
+
+    estimate: float | None
+    low: float
+    high: float | None
+    confidence: float
+
+    def scaled(self, factor: float) -> Ratio:
+        """The same ratio with every number multiplied by a known positive factor."""
+        return replace(
+            self,
+            estimate=None if self.estimate is None else self.estimate * factor,
+            low=self.low * factor,
+            high=None if self.high is None else self.high * factor,
+        )
+
+    def __str__(self) -> str:
+        """Two decimals, ``0.62x [0.51, 0.75]``; a bound where the estimate is missing or zero."""
+        if self.high is None:
+            return f">= {self.low:.2f}x" if self.low else "unknown"
+        if not self.estimate:
+            return f"<= {self.high:.2f}x"
+        return f"{self.estimate:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+
+def wilson(events: int, n: int, confidence: float = 0.95) -> Rate:
+    r"""Wilson score interval of ``events`` in ``n`` independent trials.
+
+    .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
+
+    Raises:
+        ConfigError: ``n < 1``, ``events`` outside [0, n], or ``confidence`` outside (0, 1).
+
+    Source:
+        E. B. Wilson, JASA 22 (1927); recommended by Brown, Cai, DasGupta, Stat. Sci. 16 (2001).
+
+    Example:
+        >>> print(wilson(161, 38415))
+        0.42 % [0.36, 0.49] n=38 415
+    """
+    _check(events, n, confidence)
+    low, high = _score_interval(events / n, n, _z(confidence))
+    return Rate(events / n, low, high, n, n, events, confidence, "wilson")
+
+
+def clopper_pearson(events: int, n: int, confidence: float = 0.95) -> Rate:
+    """Exact (conservative) interval of ``events`` in ``n`` independent trials.
+
+    Raises:
+        ConfigError: ``n < 1``, ``events`` outside [0, n], or ``confidence`` outside (0, 1).
+
+    Source:
+        C. J. Clopper, E. S. Pearson, Biometrika 26 (1934).
+
+    Example:
+        >>> print(clopper_pearson(0, 38415))
+        <= 0.0097 % (0/38 415)
+    """
+    from scipy.special import betaincinv
+
+    _check(events, n, confidence)
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(events, n - events + 1, tail)) if events else 0.0
+    high = float(betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
+    return Rate(events / n, low, high, n, n, events, confidence, "clopper-pearson")
+
+
+def clustered_rate(
+    events_per_cluster: ArrayLike, trials_per_cluster: ArrayLike, confidence: float = 0.95
+) -> Rate:
+    r"""Rate and interval when trials come in clusters, such as the faults that share an image.
+
+    The design effect compares the linearised variance of the ratio estimator over ``k`` clusters,
+
+    .. math:: \frac{k}{k-1} \sum_i (e_i - \hat p\, n_i)^2 / n^2,
+
+    with the binomial one. It is floored at 1, and the Wilson interval is taken at the effective
+    sample size ``n / deff * (z / t_{k-1})**2`` (Korn and Graubard), so few clusters widen it. One
+    cluster is worth one trial. Where every trial came out the same there is no variance to
+    estimate: the interval is Clopper-Pearson's and treats the trials as independent.
+
+    Args:
+        events_per_cluster: ``(k,)`` events.
+        trials_per_cluster: ``(k,)`` trials; empty clusters are left out.
+        confidence: two-sided level.
+
+    Raises:
+        ConfigError: no trials, shapes that differ, a count outside its range.
+
+    Source:
+        E. L. Korn, B. I. Graubard, Survey Methodology 24 (1998); C. Dean, M. Pagano, J. Surv.
+        Stat. Methodol. 3 (2015) for the Wilson form.
+
+    Example:
+        >>> print(clustered_rate([1] * 50, [20] * 50))
+        5.0 % [3.8, 6.6] n=1 000
+        >>> print(clustered_rate([10, 0] * 25, [20] * 50))
+        25.0 % [18.6, 32.8] n=1 000
+    """
+    events = np.asarray(events_per_cluster, dtype=np.int64)
+    trials = np.asarray(trials_per_cluster, dtype=np.int64)
+    if events.shape != trials.shape or events.ndim != 1:
+        raise ConfigError(
+            f"Events and trials per cluster must be vectors of one length, "
+            f"got shapes {events.shape} and {trials.shape}."
+        )
+    if ((events < 0) | (events > trials)).any():
+        raise ConfigError("Events per cluster must lie between 0 and the cluster's trials.")
+    total, n = int(events.sum()), int(trials.sum())
+    _check(total, n, confidence)
+    if total in (0, n):
+        return clopper_pearson(total, n, confidence)
+    p = total / n
+    n_effective = _effective(events, trials, confidence)
+    low, high = _score_interval(p, n_effective, _z(confidence))
+    return Rate(p, low, high, n, n_effective, total, confidence, "wilson, clustered")
+
+
+def ratio(a: Rate, b: Rate) -> Ratio:
+    """``a / b`` of two independent rates, with the delta-method interval on the log scale.
+
+    Where a rate has no events the log scale has no variance: the ends are then the quotients of
+    the rates' ends, which is conservative.
+
+    Raises:
+        ConfigError: the two rates have different confidence levels.
+
+    Source:
+        D. Katz et al., Biometrics 34 (1978), with effective sample sizes.
+
+    Example:
+        >>> print(ratio(wilson(50, 10_000), wilson(100, 10_000)))
+        0.50x [0.36, 0.70]
+    """
+    if a.confidence != b.confidence:
+        raise ConfigError(
+            f"A ratio needs two rates at one confidence level, got {a.confidence} and "
+            f"{b.confidence}. Read both campaigns at the same level."
+        )
+    if not a.events or not b.events:
+        return Ratio(
+            estimate=a.estimate / b.estimate if b.events else None,
+            low=a.low / b.high,
+            high=a.high / b.low if b.low else None,
+            confidence=a.confidence,
+        )
+    quotient = a.estimate / b.estimate
+    error = math.sqrt(sum((1 - x.estimate) / (x.n_effective * x.estimate) for x in (a, b)))
+    factor = math.exp(_z(a.confidence) * error)
+    return Ratio(quotient, quotient / factor, quotient * factor, a.confidence)
+
+
+def sample_size(
+    margin: float, confidence: float = 0.95, *, p: float = 0.5, population: int | None = None
+) -> int:
+    """Independent trials after which a rate near ``p`` is known to ``+- margin``.
+
+    Args:
+        margin: half-width wanted, in (0, 1).
+        confidence: two-sided level.
+        p: expected rate; 0.5 is the worst case.
+        population: number of possible faults, for the finite-population correction.
+
+    Source:
+        R. Leveugle et al., "Statistical fault injection", DATE 2009.
+
+    Example:
+        >>> sample_size(0.01), sample_size(0.01, population=10_000)
+        (9604, 4900)
+    """
+    if not 0 < margin < 1:
+        raise ConfigError(f"The margin must lie between 0 and 1, got {margin}.")
+    if not 0 < p < 1:
+        raise ConfigError(f"The expected rate must lie between 0 and 1, got {p}.")
+    if population is not None and population < 1:
+        raise ConfigError(f"The population must hold at least one fault, got {population}.")
+    n = _z(confidence) ** 2 * p * (1 - p) / margin**2
+    if population is not None:
+        n = population / (1 + (population - 1) / n)
+    return math.ceil(n)
+
+
+def _effective(events: NDArray[np.int64], trials: NDArray[np.int64], confidence: float) -> float:
+    from scipy.special import stdtrit
+
+    k = int((trials > 0).sum())
+    if k == 1:
+        return 1.0
+    n = int(trials.sum())
+    p = int(events.sum()) / n
+    residuals = events - p * trials
+    variance = k / (k - 1) * float(residuals @ residuals) / n**2
+    design_effect = max(1.0, variance / (p * (1 - p) / n))
+    t = float(stdtrit(k - 1, (1 + confidence) / 2))
+    return n / design_effect * (_z(confidence) / t) ** 2
+
+
+def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if p == 0 else max(0.0, centre - half)
+    high = 1.0 if p == 1 else min(1.0, centre + half)
+    return low, high
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ConfigError(
+            f"The confidence must lie between 0 and 1, got {confidence}. 0.95 is usual."
+        )
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _check(events: int, n: int, confidence: float) -> None:
+    _z(confidence)
+    if n < 1:
+        raise ConfigError("A rate needs at least one finished trial, got none.")
+    if not 0 <= events <= n:
+        raise ConfigError(f"Events must lie between 0 and n = {n}, got {events}.")
+
+
+def _bound(percent: float) -> str:
+    """Two significant digits, rounded up so that a printed bound still holds."""
+    decimals = max(0, 1 - math.floor(math.log10(percent)))
+    step = 10.0**decimals
+    return f"{math.ceil(percent * step - 1e-9) / step:.{decimals}f}"
+
+
+def _spaced(count: int) -> str:
+    return f"{count:,}".replace(",", " ")
