@@ -139,6 +139,8 @@ def moved(record: Record, device: str) -> Record:
     changes: dict[str, Any] = {}
     for attribute in fields(record):
         value = getattr(record, attribute.name)
+        if not attribute.init:
+            continue
         if isinstance(value, Tensor):
             changes[attribute.name] = value.to(device)
         elif is_dataclass(value):

@@ -9,14 +9,14 @@ kernel, shift right with rounding half away from zero, clamp, saturate to int8 (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rasp.errors import ConfigError, UnsupportedModelError
+from rasp.errors import ConfigError
 from rasp.network.float_ops import compute
 from rasp.network.graph import (
     Activation,
@@ -33,15 +33,19 @@ from rasp.network.graph import (
     Scale,
     moved,
 )
+from rasp.network.int8_conv import ExactConv
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rasp.nvdla.shapes import ConvShape
 
 LOW, HIGH = -128, 127
 _OPERAND_MAX = 2**15 - 1  # the SDP's multiplier operand, 16 bits signed
 _SHIFT_MAX = 63  # its 6-bit right shift
 _INT32 = 2**31
-_EXACT = 2**24  # every integer up to here is an fp32 value
+_BIAS_MAX = 2**30  # golden sums stay below 2**30 too, so that only a fault can saturate
+_BLOCK = 1 << 16  # elements converted at a time
 _KERNEL_SPREAD = 256.0  # the smallest weight scale of a layer is at least its largest over this
 _RECIPROCAL_BITS = 16  # of the PDP's average
 VIEWS = (Pool, Flatten, PadChannels, Concat)
@@ -86,8 +90,12 @@ class Converter:
         Products stay below 2**46, so float64 holds each step exactly.
         """
         factor = self.multiplier.double() * 2.0**-self.shift
-        scaled = round_half_away(v * factor[channel])
-        return scaled.clamp_(self.low, self.high).to(torch.int8)
+        scaled = v * factor[channel]
+        if self.low >= 0:
+            rounded = scaled.clamp_(min=self.low).add_(0.5).floor_().clamp_(max=self.high)
+        else:
+            rounded = round_half_away(scaled).clamp_(self.low, self.high)
+        return rounded.to(torch.int8)
 
 
 def round_half_away(v: Tensor) -> Tensor:
@@ -113,16 +121,21 @@ class Int8Layer:
     """Integers of one convolution.
 
     Attributes:
+        shape: the layer.
         weight: ``(K, C / groups, R, S)`` int8.
         bias: ``(K,)`` int64 within int32.
         converter: sums to int8.
-        slices: input-channel ranges over which fp32 sums are provably exact.
+        sums: the exact convolution with this weight.
     """
 
+    shape: ConvShape
     weight: Tensor
     bias: Tensor
     converter: Converter
-    slices: tuple[tuple[int, int], ...]
+    sums: ExactConv = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sums", ExactConv(self.shape, self.weight))
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,25 +207,8 @@ class Int8Arithmetic:
         return self.layers[conv.name].weight
 
     def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
-        """Exact sums of products, ``(N, K, Ho, Wo)`` int32.
-
-        Computed by fp32 convolutions over channel slices whose sums stay below 2**24.
-        """
-        shape, layer = conv.conv, self.layers[conv.name]
-        x = x.reshape(-1, shape.C, shape.H, shape.W)
-        total = None
-        for start, stop in layer.slices:
-            part = F.conv2d(
-                x[:, start:stop].float() if shape.groups == 1 else x.float(),
-                layer.weight[:, start:stop].float(),
-                stride=shape.stride,
-                padding=shape.padding,
-                dilation=shape.dilation,
-                groups=shape.groups,
-            ).to(torch.int32)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        """Exact sums of products, ``(N, K, Ho, Wo)`` int32."""
+        return self.layers[conv.name].sums(x).to(torch.int32)
 
     def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
         """SDP on integer sums of any shape and integer type; ``kernel`` is each one's kernel."""
@@ -225,17 +221,15 @@ class Int8Arithmetic:
         x = inputs[0]
         match node:
             case Conv():
+                layer = self.layers[node.name]
                 kernel = torch.arange(node.conv.K).view(-1, 1, 1)
-                sums = self.accumulate(node, x)
-                return self.finish(node, sums, kernel).view(-1, *node.shape)
-            case Add():
-                converter = self.adds[node.name]
-                left, right = converter.multiplier.tolist()
-                unit = replace(
-                    converter, multiplier=torch.ones(1, dtype=torch.int64, device=x.device)
+                bias = layer.bias[kernel].double()
+                stored = _blocks(
+                    lambda sums: layer.converter(sums.double() + bias, kernel), layer.sums(x)
                 )
-                total = x.double() * left + inputs[1].double() * right
-                return unit(total, torch.zeros(1).long())
+                return stored.reshape(-1, *node.shape)
+            case Add():
+                return _blocks(lambda a, b: _add(self.adds[node.name], a, b), x, inputs[1])
             case Scale() | Activation():
                 converter, bias = self.affines[node.name]
                 channel = torch.arange(len(bias)).view(-1, *(1,) * (x.ndim - 2))
@@ -259,7 +253,7 @@ def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
     scale = peak.clamp_min(top / _KERNEL_SPREAD) / HIGH
     weight = torch.round(conv.weight.double() / scale.view(-1, 1, 1, 1)).to(torch.int8)
     bias = torch.round(conv.bias.double() / (scale * scale_in))
-    if float(bias.abs().max()) >= _INT32:
+    if float(bias.abs().max()) >= _BIAS_MAX:
         raise ConfigError(
             f"Layer '{conv.name}': the bias {float(conv.bias.abs().max()):.4g} does not fit 32 "
             f"bits at the input scale {scale_in:.4g}. Recalibrate on images like the data."
@@ -267,24 +261,24 @@ def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
     converter = Converter.fit(
         scale * scale_in / scale_out, scale=scale_out, clip=conv.clip, layer=conv.name
     )
-    return Int8Layer(weight, bias.long(), converter, _exact_slices(conv.name, weight))
+    return Int8Layer(conv.conv, weight, bias.long(), converter)
 
 
-def _exact_slices(name: str, weight: Tensor) -> tuple[tuple[int, int], ...]:
-    """Channel ranges with ``sum |w| * 128 < 2**24`` for every kernel."""
-    reach = weight.long().abs().sum(dim=(2, 3)) * -LOW  # (K, C)
-    slices, start = [], 0
-    while start < reach.shape[1]:
-        within = (reach[:, start:].cumsum(1).amax(0) < _EXACT).long()
-        count = int(within.cumprod(0).sum())
-        if not count:
-            raise UnsupportedModelError(
-                f"Layer '{name}': a single input channel of a {tuple(weight.shape[2:])} kernel can "
-                f"sum beyond 2**24; kernels this large are not supported in INT8."
-            )
-        slices.append((start, start + count))
-        start += count
-    return tuple(slices)
+def _add(converter: Converter, a: Tensor, b: Tensor) -> Tensor:
+    left, right = converter.multiplier.tolist()
+    unit = replace(converter, multiplier=torch.ones(1, dtype=torch.int64, device=a.device))
+    return unit(a.double().mul_(left).add_(b.double(), alpha=right), torch.zeros(1).long())
+
+
+def _blocks(convert: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Convert whole tensors a few images at a time, so that float64 stays in the CPU's cache."""
+    first = tensors[0]
+    rows = max(1, _BLOCK // max(1, first[0].numel())) if first.device.type == "cpu" else len(first)
+    result = torch.empty_like(first, dtype=torch.int8)
+    for start in range(0, len(first), rows):
+        part = slice(start, start + rows)
+        result[part] = convert(*(tensor[part] for tensor in tensors))
+    return result
 
 
 def _affine(
