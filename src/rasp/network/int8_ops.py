@@ -45,9 +45,10 @@ _OPERAND_MAX = 2**15 - 1  # the SDP's multiplier operand, 16 bits signed
 _SHIFT_MAX = 63  # its 6-bit right shift
 _INT32 = 2**31
 _BIAS_MAX = 2**30  # golden sums stay below 2**30 too, so that only a fault can saturate
-_BLOCK = 1 << 16  # elements converted at a time
+_BLOCK = 1 << 15  # elements converted at a time, few enough that torch starts no threads
 _KERNEL_SPREAD = 256.0  # the smallest weight scale of a layer is at least its largest over this
 _RECIPROCAL_BITS = 16  # of the PDP's average
+_AWAY = 1 + 2.0**-50  # see round_half_away
 VIEWS = (Pool, Flatten, PadChannels, Concat)
 """Nodes whose output keeps the scale of their input."""
 
@@ -85,27 +86,27 @@ class Converter:
         return cls(multiplier, shift, *_bounds(clip, scale))
 
     def __call__(self, v: Tensor, channel: Tensor) -> Tensor:
-        """Integers held in float64 to int8; ``channel`` picks each value's multiplier.
+        """Integers below 2**31, held in float64, to int8; they are overwritten.
 
-        Products stay below 2**46, so float64 holds each step exactly.
+        ``channel`` picks each value's multiplier, broadcastable to ``v``.
         """
-        factor = self.multiplier.double() * 2.0**-self.shift
-        scaled = v * factor[channel]
-        if self.low >= 0:
-            rounded = scaled.clamp_(min=self.low).add_(0.5).floor_().clamp_(max=self.high)
-        else:
-            rounded = round_half_away(scaled).clamp_(self.low, self.high)
-        return rounded.to(torch.int8)
+        factor = self.multiplier.double() * (2.0**-self.shift * _AWAY)
+        return v.mul_(factor[channel]).round_().clamp_(self.low, self.high).to(torch.int8)
 
 
 def round_half_away(v: Tensor) -> Tensor:
     """Round to the nearest integer, halves away from zero, as NVDLA's converters do.
 
+    Args:
+        v: float64 multiples of 2**-s below 2**(46 - s) for some s, which products of an int32
+            and a 15-bit multiplier are. Stretched by a factor of 1 + 2**-50, halves pass the
+            middle and nothing else does.
+
     Example:
-        >>> round_half_away(torch.tensor([0.5, -1.5, 2.4])).tolist()
+        >>> round_half_away(torch.tensor([0.5, -1.5, 2.25], dtype=torch.float64)).tolist()
         [1.0, -2.0, 2.0]
     """
-    return v.abs().add_(0.5).floor_().copysign_(v)
+    return torch.round(v * _AWAY)
 
 
 def _bounds(clip: Clip | None, scale: float) -> tuple[int, int]:
@@ -225,7 +226,7 @@ class Int8Arithmetic:
                 kernel = torch.arange(node.conv.K).view(-1, 1, 1)
                 bias = layer.bias[kernel].double()
                 stored = _blocks(
-                    lambda sums: layer.converter(sums.double() + bias, kernel), layer.sums(x)
+                    lambda sums: layer.converter(sums.double().add_(bias), kernel), layer.sums(x)
                 )
                 return stored.reshape(-1, *node.shape)
             case Add():

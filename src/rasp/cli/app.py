@@ -1,0 +1,452 @@
+"""The command line: one thin command a verb.
+
+Exit codes: 0 done, 1 a gate failed, 2 usage, 3 something is missing, 4 another store or schema,
+130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rasp.cli.console import Console, Table
+from rasp.errors import ConfigError, RaspError
+from rasp.runs import Interrupted
+
+if TYPE_CHECKING:
+    from rasp.statistics import Rate
+
+MISSING = 3
+INTERRUPTED = 130
+
+
+class Group(TyperGroup):
+    """Turns errors a user can act on into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RaspError as error:
+            Console().note(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            Console().note(f"error: {error}")
+            raise typer.Exit(MISSING) from None
+        except Interrupted as interruption:
+            words = ["rasp", *sys.argv[1:]]
+            if "--out" not in words:
+                words += ["--out", str(interruption.out)]
+            Console().note(f"interrupted, finished work is kept. Go on with: {shlex.join(words)}")
+            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt:
+            Console().note("interrupted, nothing was written.")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Prune a CNN, quantise it, and measure how single-bit upsets in an NVDLA accelerator's "
+    "datapath corrupt its answers.",
+)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Zoo name, checkpoint directory, package.module:factory, torchvision:NAME, timm:NAME."
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Weight file (.safetensors, .pt, .pth, .th) for a name.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Data set; a checkpoint knows its own. See 'rasp ls data'."),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(envvar="RASP_DATA", help="Where data sets lie or are put.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Directory to write or to go on in; a new one under runs/.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Trust = Annotated[
+    bool, typer.Option(help="Let a checkpoint import the package.module:factory it names.")
+]
+Device = Annotated[str, typer.Option(help="Torch device.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="fp32, fp16 or int8; by default int8 for a quantised checkpoint, else fp32."),
+]
+Calibration = Annotated[int, typer.Option(help="Training images to calibrate on.")]
+Accelerator = Annotated[
+    str, typer.Option(help="Configuration name or TOML file. See 'rasp ls accelerators'.")
+]
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory to write or to go on in.")] = Path(
+        "runs/demo"
+    ),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train, prune, quantise, inject and report LeNet-5 on digits, in under three minutes."""
+    from rasp.demo import demo as run
+
+    with Console(json_output=json) as console:
+        found = run(out, seed=seed, progress=console.progress)
+    console.result(
+        found.to_dict(),
+        Table(
+            [">" + heading if i > 1 else heading for i, heading in enumerate(found.headings)],
+            found.rows,
+            notes=["", *found.footnotes, "", found.verdict, f"Report: {found.report}"],
+        ),
+    )
+
+
+@app.command()
+def train(
+    *,
+    model: Model,
+    data: Annotated[str, typer.Option(help="Data set. See 'rasp ls data'.")],
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    out: Out = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train a network from fresh weights."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.train(
+            model,
+            data,
+            epochs=epochs,
+            out=out,
+            seed=seed,
+            data_dir=data_dir,
+            device=device,
+            progress=console.progress,
+        )
+    console.result(
+        found.to_dict(),
+        _facts(
+            ("checkpoint", found.out),
+            ("epochs", found.epochs),
+            ("top-1, validation", found.validation),
+            ("top-1, test", found.test),
+            ("seed", seed),
+        ),
+    )
+
+
+@app.command()
+def evaluate(
+    *,
+    model: Model,
+    weights: Weights = None,
+    data: Data = None,
+    format: Format = None,  # noqa: A002
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Images to take.")] = None,
+    calibration: Calibration = 256,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    trust_factory: Trust = False,
+    json: Json = False,
+) -> None:
+    """Measure top-1 with its interval."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.evaluate(
+            model,
+            weights=weights,
+            data=data,
+            format=format,
+            split=split,
+            limit=limit,
+            calibration=calibration,
+            seed=seed,
+            data_dir=data_dir,
+            trust_factory=trust_factory,
+            progress=console.progress,
+        )
+    console.result(
+        found.to_dict(),
+        _facts(
+            ("model", found.model),
+            ("data", f"{found.data}, {found.split} split"),
+            ("format", found.format),
+            ("top-1", found.accuracy),
+        ),
+    )
+
+
+@app.command()
+def prune(
+    *,
+    model: Model,
+    criterion: Annotated[str, typer.Option(help="See 'rasp ls criteria'.")],
+    channels: Annotated[float | None, typer.Option(help="Share of channels to remove.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Share of MACs to keep.")] = None,
+    cycles: Annotated[float | None, typer.Option(help="Share of NVDLA cycles to keep.")] = None,
+    scope: Annotated[str, typer.Option(help="uniform or global.")] = "uniform",
+    round_to: Annotated[int, typer.Option(help="Widths are multiples of it.")] = 1,
+    iterations: Annotated[int, typer.Option(help="Steps to the budget.")] = 1,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Fine-tuning after every step, 0 for none; a third of training's."),
+    ] = None,
+    lam: Annotated[
+        float, typer.Option("--lambda", help="Weight of the vulnerability in 'reliability'.")
+    ] = 0.5,
+    format: Annotated[str, typer.Option(help="Format the network is meant for.")] = "int8",  # noqa: A002
+    accelerator: Accelerator = "nv_small",
+    weights: Weights = None,
+    data: Data = None,
+    calibration: Calibration = 256,
+    out: Out = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    trust_factory: Trust = False,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Remove whole channels to a budget, then fine-tune."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.prune(
+            model,
+            criterion=criterion,
+            channels=channels,
+            macs=macs,
+            cycles=cycles,
+            scope=scope,
+            round_to=round_to,
+            iterations=iterations,
+            epochs=epochs,
+            lam=lam,
+            format=format,
+            accelerator=accelerator,
+            weights=weights,
+            data=data,
+            calibration=calibration,
+            out=out,
+            seed=seed,
+            data_dir=data_dir,
+            trust_factory=trust_factory,
+            device=device,
+            progress=console.progress,
+        )
+    widths = [[name, str(before), str(after)] for name, (before, after) in found.widths.items()]
+    console.result(
+        found.to_dict(),
+        Table(["layer", ">channels", ">kept"], widths, notes=[*found.notes, ""]),
+        _facts(
+            ("checkpoint", found.out),
+            (
+                "MACs",
+                f"{found.macs:,} of {found.dense_macs:,} ({found.macs / found.dense_macs:.1%})",
+            ),
+            ("parameters", f"{found.parameters:,}"),
+            ("top-1, validation", found.validation),
+            ("seed", seed),
+        ),
+    )
+
+
+@app.command()
+def quantize(
+    *,
+    model: Model,
+    observer: Annotated[str, typer.Option(help="mse, minmax or percentile.")] = "mse",
+    weights: Weights = None,
+    data: Data = None,
+    calibration: Calibration = 256,
+    out: Out = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    trust_factory: Trust = False,
+    json: Json = False,
+) -> None:
+    """Calibrate a network for INT8 and save it with its scales."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.quantize(
+            model,
+            observer=observer,
+            weights=weights,
+            data=data,
+            calibration=calibration,
+            out=out,
+            seed=seed,
+            data_dir=data_dir,
+            trust_factory=trust_factory,
+            progress=console.progress,
+        )
+    console.result(
+        found.to_dict(),
+        _facts(
+            ("checkpoint", found.out),
+            ("top-1 fp32, validation", found.fp32),
+            ("top-1 int8, validation", found.int8),
+        ),
+    )
+
+
+@app.command()
+def inject(
+    *,
+    model: Model,
+    format: Format = None,  # noqa: A002
+    trials: Annotated[int, typer.Option(help="Faults to inject.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Test images to inject them in.")] = 200,
+    fault_model: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME=WEIGHT, repeatable; by default the FIdelity mix."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Layer to inject in, repeatable; by default all.")
+    ] = None,
+    layer_weights: Annotated[
+        str, typer.Option(help="cycles, macs, neurons or uniform.")
+    ] = "cycles",
+    accelerator: Accelerator = "nv_small",
+    name: Annotated[str | None, typer.Option(help="Label in reports.")] = None,
+    weights: Weights = None,
+    data: Data = None,
+    calibration: Calibration = 256,
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    out: Out = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    trust_factory: Trust = False,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Inject single-bit upsets and count what becomes of the answers."""
+    from rasp import verbs
+
+    models = dict(map(_fault_model, fault_model)) if fault_model else None
+    with Console(json_output=json) as console:
+        found = verbs.inject(
+            model,
+            format=format,
+            trials=trials,
+            images=images,
+            fault_models=models,
+            layers=layer,
+            layer_weights=layer_weights,
+            accelerator=accelerator,
+            name=name,
+            weights=weights,
+            data=data,
+            calibration=calibration,
+            confidence=confidence,
+            out=out,
+            seed=seed,
+            data_dir=data_dir,
+            trust_factory=trust_factory,
+            device=device,
+            progress=console.progress,
+        )
+    arm = found.arm
+    console.result(
+        found.to_dict(),
+        Table(
+            ["outcome", ">per fault"],
+            [[name, str(rate)] for name, rate in arm.outcomes.items()],
+            notes=[""],
+        ),
+        _facts(
+            ("run", found.out),
+            ("top-1, test", arm.accuracy),
+            ("MACs", f"{arm.macs:,}"),
+            (f"cycles on {arm.accelerator}", f"{arm.cycles:,}"),
+            ("seed", seed),
+        ),
+    )
+
+
+@app.command()
+def report(
+    *,
+    runs: Annotated[list[Path], typer.Argument(help="Directories 'rasp inject' wrote.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    title: Annotated[
+        str, typer.Option(help="Heading.")
+    ] = "Reliability of pruned and quantised networks",
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML page from finished campaigns."""
+    from rasp import verbs
+
+    found = verbs.report(runs, out=out, title=title)
+    Console(json_output=json).result(
+        found.to_dict(), _facts(("verdict", found.verdict), ("report", found.out))
+    )
+
+
+@app.command("ls")
+def list_names(
+    *,
+    what: Annotated[
+        str | None,
+        typer.Argument(help="models, criteria, fault-models, accelerators or data; all if absent."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the names that other commands take."""
+    from rasp.cli.listing import listing
+
+    found = listing(what)
+    console = Console(json_output=json)
+    console.result(
+        found,
+        *[
+            Table(["name", ""], list(names.items()), title=kind, notes=[""])
+            for kind, names in found.items()
+        ],
+    )
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app()
+
+
+def _facts(*facts: tuple[str, Path | str | int | Rate]) -> Table:
+    return Table(["", ""], [[name, str(value)] for name, value in facts])
+
+
+def _fault_model(text: str) -> tuple[str, float]:
+    name, separator, weight = text.partition("=")
+    if not separator:
+        return name, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ConfigError(
+            f"--fault-model takes NAME or NAME=WEIGHT, got '{text}'. Example: WEIGHT16=0.3."
+        ) from None

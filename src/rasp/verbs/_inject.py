@@ -1,0 +1,205 @@
+"""Run a campaign and sum it up."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  pydantic reads it
+from typing import TYPE_CHECKING, Any
+
+from rasp import checkpoint, loading, provenance, runs
+from rasp.errors import ConfigError, unknown_name
+from rasp.progress import Progress, silent
+from rasp.report.arms import SUMMARY, Arm, Cell
+from rasp.verbs._shared import CONFIDENCE, Result, accuracy, command, named
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rasp.campaign.result import CampaignResult
+    from rasp.loading import Loaded
+    from rasp.network.graph import Network
+    from rasp.nvdla.config import AcceleratorConfig
+
+STORE = "campaign.sqlite"
+"""File of a run directory that holds every injection."""
+
+
+class Injected(Result):
+    """A finished campaign; ``arm`` is also written as ``summary.json``."""
+
+    out: Path
+    arm: Arm
+
+
+def inject(
+    model: str | Path,
+    *,
+    format: str | None = None,  # noqa: A002
+    trials: int = 10_000,
+    images: int = 200,
+    fault_models: Mapping[str, float] | None = None,
+    layers: Sequence[str] | None = None,
+    layer_weights: str = "cycles",
+    accelerator: str | Path = "nv_small",
+    name: str | None = None,
+    data: str | None = None,
+    weights: str | Path | None = None,
+    calibration: int = loading.CALIBRATION_IMAGES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    out: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    trust_factory: bool = False,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Injected:
+    """Inject single-bit upsets and count what becomes of the answers.
+
+    Args:
+        model: checkpoint directory or name.
+        format: ``fp32``, ``fp16`` or ``int8``; ``int8`` for a quantised checkpoint, else ``fp32``.
+        trials: faults to inject.
+        images: test images they are injected in.
+        fault_models: weight of each fault model; the FIdelity mix by default.
+        layers: layers to inject in; all by default.
+        layer_weights: a layer's share goes by ``cycles``, ``macs``, ``neurons`` or ``uniform``.
+        accelerator: configuration whose mapping and cycles are used.
+        name: label in reports; criterion and kept MACs by default.
+        data: data set; a checkpoint knows its own.
+        weights: weight file for a name.
+        calibration: training images for INT8 scales.
+        confidence: level of the intervals.
+        seed: of images and calibration, and with the trial's number all that decides a trial.
+        out: directory to write; a new one under ``runs/`` by default.
+        data_dir: where data sets lie.
+        trust_factory: let a checkpoint import the ``package.module:factory`` it names.
+        device: a torch device.
+        progress: hears about trials.
+    """
+    import torch
+
+    from rasp.campaign import runner
+    from rasp.nvdla import config
+
+    chosen = _fault_models(fault_models)
+    loading.check_format(format)
+    for option, value in (("--trials", trials), ("--images", images)):
+        if value < 1:
+            raise ConfigError(f"{option} must be at least 1, got {value}.")
+    hardware = config.load(accelerator)
+    loaded = loading.open_model(
+        model,
+        data,
+        weights=weights,
+        data_dir=data_dir,
+        trust_factory=trust_factory,
+        progress=progress,
+    )
+    split = loaded.dataset.test.take(images, seed)
+    network = loading.network_of(
+        loaded, format or loaded.own_format, calibration=calibration, seed=seed
+    )
+    tensors = loaded.dataset.tensor(split)
+    spec = runner.specify(
+        network,
+        tensors,
+        hardware,
+        model=loaded.name,
+        data=loaded.dataset.name,
+        fault_models=chosen,
+        trials=trials,
+        layer_weights=layer_weights,
+        layers=layers,
+        seed=seed,
+        confidence=confidence,
+    )
+    target = runs.directory(out, f"inject-{loaded.name}")
+    label = name or loaded.label
+    with runs.resumable(target):
+        result = runner.inject(
+            network,
+            tensors,
+            torch.from_numpy(split.labels),
+            hardware,
+            spec,
+            target / STORE,
+            device=device,
+            progress=named(progress, f"inject {label}, {network.format}", details=False),
+        )
+    line = command(
+        "inject",
+        model=model,
+        weights=weights,
+        data=data,
+        format=network.format,
+        trials=trials,
+        images=images,
+        fault_model=[f"{key}={value:g}" for key, value in (fault_models or {}).items()],
+        layer=list(layers or ()),
+        layer_weights=layer_weights,
+        accelerator=accelerator,
+        calibration=calibration,
+        confidence=confidence,
+        seed=seed,
+    )
+    arm = Arm(
+        name=label,
+        accuracy=accuracy(network, loaded, "test"),
+        accuracy_split="test",
+        command=line,
+        provenance=provenance.collect({"verb": "inject", "spec": spec.digest()}),
+        **_facts(loaded, network, hardware, result),
+    )
+    checkpoint.write_atomic(target / SUMMARY, arm.to_json().encode())
+    return Injected(out=target, arm=arm)
+
+
+def _fault_models(weights: Mapping[str, float] | None) -> dict[str, float]:
+    from rasp.faults.models import FAULT_MODELS, FIDELITY_MIX
+
+    for name in weights or ():
+        if name not in FAULT_MODELS:
+            raise unknown_name("fault model", name, FAULT_MODELS)
+    return dict(weights or FIDELITY_MIX)
+
+
+def _facts(
+    loaded: Loaded, network: Network, hardware: AcceleratorConfig, result: CampaignResult
+) -> dict[str, Any]:
+    from rasp import complexity
+    from rasp.analysis.exposure import exposure
+    from rasp.nvdla.cycles import layer_cycles
+    from rasp.nvdla.registers import registers
+
+    spec = result.spec
+    cycles = {
+        layer.name: layer_cycles(layer.conv, hardware, network.format).total
+        for layer in network.layers
+    }
+    bits = sum(entry.flip_flops for entry in registers(hardware) if entry.kind == "datapath")
+    size = complexity.count(loaded.model, loaded.example)
+    by_cycles = spec.layer_weights == "cycles"
+    return {
+        "network": spec.model,
+        "criterion": None if loaded.plan is None else loaded.plan.criterion,
+        "data": spec.data,
+        "format": network.format,
+        "native": hardware.native(network.format),
+        "accelerator": hardware.name,
+        "macs": size.macs,
+        "parameters": size.parameters,
+        "cycles": sum(cycles.values()),
+        "outcomes": result.overall,
+        "by_layer": result.by_layer["sdc1"],
+        "by_model": result.by_model["sdc1"],
+        "cells": tuple(
+            Cell.model_validate({"layer": key[0], "bit": key[1], "rate": rate})
+            for key, rate in result.rates("sdc1", "layer", "bit").items()
+            if isinstance(key, tuple)
+        ),
+        "exposure": exposure(result, cycles=cycles, register_bits=bits) if by_cycles else None,
+        "images": spec.images,
+        "trials": result.trials,
+        "spec": spec.model_dump(mode="json"),
+        "spec_digest": spec.digest(),
+        "notes": () if loaded.plan is None else loaded.plan.notes,
+    }

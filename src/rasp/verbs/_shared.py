@@ -1,0 +1,86 @@
+"""What the verbs share: their results, measuring top-1, naming progress, the command to repeat."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from rasp import statistics
+from rasp.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from rasp.loading import Loaded
+    from rasp.statistics import Rate
+
+CONFIDENCE = 0.95
+"""Level of intervals unless the caller asks for another."""
+
+
+class Result(BaseModel):
+    """What a verb found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return self.model_dump(mode="json")
+
+
+def accuracy(
+    run: Callable[[Tensor], Tensor],
+    loaded: Loaded,
+    split: str,
+    *,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> Rate:
+    """Top-1 with its Wilson interval.
+
+    Args:
+        run: normalised images to logits.
+        loaded: gives the data.
+        split: ``train``, ``validation`` or ``test``.
+        limit: images to take, all by default.
+        progress: hears about images.
+    """
+    from rasp import training
+
+    images = loaded.dataset.split(split)
+    total = min(limit or len(images), len(images))
+    done = 0
+
+    def watched(batch: Tensor) -> Tensor:
+        nonlocal done
+        logits = run(batch)
+        done += len(batch)
+        progress(f"evaluate on {split}", done, total)
+        return logits
+
+    count = training.accuracy(watched, loaded.dataset, images, limit=limit)
+    return statistics.wilson(count.correct, count.n, CONFIDENCE)
+
+
+def named(progress: Progress, name: str, *, details: bool = True) -> Progress:
+    """The same listener, hearing ``name`` instead of the stage's own name."""
+
+    def heard(stage: str, done: int, total: int, detail: str = "") -> None:
+        del stage
+        progress(name, done, total, detail if details else "")
+
+    return heard
+
+
+def command(verb: str, **options: Any) -> str:
+    """The line that repeats a verb; options that are ``None`` are left out, lists repeat theirs."""
+    words = ["rasp", verb]
+    for key, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += ["--" + key.replace("_", "-"), str(one)]
+    return shlex.join(words)

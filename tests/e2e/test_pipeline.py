@@ -1,0 +1,197 @@
+"""The whole road from the command line, on digits, in little time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from rasp.cli.app import app
+from rasp.demo import CRITERIA, FORMATS, KEPT_MACS, STEPS, demo
+from rasp.report import arms
+
+RASP = [sys.executable, "-c", "from rasp.cli.app import main; main()"]
+
+
+def rasp(*arguments):
+    """Run a command in this process and return its JSON."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def dense(home):
+    rasp("train", "--model", "lenet5", "--data", "digits", "--epochs", "6", "--out", home / "dense")
+    return home / "dense"
+
+
+@pytest.fixture(scope="module")
+def pruned(home, dense):
+    found = rasp(
+        "prune",
+        "--model",
+        dense,
+        "--criterion",
+        "taylor",
+        "--macs",
+        "0.5",
+        "--epochs",
+        "1",
+        "--out",
+        home / "pruned",
+    )
+    assert found["macs"] == pytest.approx(found["dense_macs"] / 2, rel=0.1)
+    return home / "pruned"
+
+
+def test_training_again_returns_the_finished_network(dense):
+    before = (dense / "model.safetensors").stat().st_mtime_ns
+    rasp("train", "--model", "lenet5", "--data", "digits", "--epochs", "6", "--out", dense)
+
+    assert (dense / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_training_over_another_run_is_refused(dense):
+    before = {path.name: path.read_bytes() for path in dense.iterdir() if path.is_file()}
+    result = CliRunner().invoke(
+        app,
+        ["train", "--model", "lenet5", "--data", "digits", "--seed", "1", "--out", str(dense)],
+    )
+
+    assert result.exit_code == 4
+    assert "seed" in result.stderr
+    assert {path.name: path.read_bytes() for path in dense.iterdir() if path.is_file()} == before
+
+
+def test_pruned_network_is_not_pruned_again(pruned):
+    result = CliRunner().invoke(
+        app, ["prune", "--model", str(pruned), "--criterion", "random", "--macs", "0.5"]
+    )
+
+    assert result.exit_code == 2
+    assert "pruned already" in result.stderr
+
+
+def test_quantised_checkpoint_is_evaluated_in_int8(home, pruned):
+    saved = rasp("quantize", "--model", pruned, "--out", home / "int8")
+    direct = rasp("evaluate", "--model", pruned, "--split", "validation", "--format", "int8")
+    own = rasp("evaluate", "--model", home / "int8", "--split", "validation")
+
+    assert own["format"] == "int8"
+    assert own["accuracy"] == direct["accuracy"] == saved["int8"]
+
+
+def test_campaigns_and_their_report(home, dense, pruned):
+    runs = []
+    for net in (dense, pruned):
+        runs.append(home / f"{net.name}-faults")
+        found = rasp(
+            "inject",
+            "--model",
+            net,
+            "--format",
+            "int8",
+            "--trials",
+            "600",
+            "--images",
+            "30",
+            "--out",
+            runs[-1],
+        )
+        assert found["arm"]["trials"] == 600
+        with sqlite3.connect(runs[-1] / "campaign.sqlite") as store:
+            [(events,)] = store.execute("SELECT sum(sdc1) FROM trials")
+        assert found["arm"]["outcomes"]["sdc1"]["events"] == events
+    written = rasp("report", *runs, "--out", home / "report.html")
+
+    assert (home / "report.html").read_text().startswith("<!doctype html>")
+    assert written["verdict"] in (home / "report.html").read_text()
+    assert arms.read(runs[1]).criterion == "taylor"
+
+
+def test_a_store_of_another_spec_is_refused_and_untouched(home, dense):
+    out = home / "store"
+    arguments = [
+        "inject",
+        "--model",
+        str(dense),
+        "--trials",
+        "64",
+        "--images",
+        "8",
+        "--out",
+        str(out),
+    ]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    before = (out / "campaign.sqlite").read_bytes()
+    result = CliRunner().invoke(app, [*arguments, "--seed", "5"])
+
+    assert result.exit_code == 4
+    assert (out / "campaign.sqlite").read_bytes() == before
+
+
+def test_ctrl_c_prints_the_line_that_goes_on(home, dense):
+    out = home / "interrupted"
+    arguments = [
+        "inject",
+        "--model",
+        str(dense),
+        "--trials",
+        "400000",
+        "--images",
+        "50",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen([*RASP, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "campaign.sqlite").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 130, error
+    assert "Go on with: rasp inject" in error
+    assert str(out) in error
+    assert "Traceback" not in error
+
+
+def test_demo_in_small_and_again(tmp_path):
+    stages = []
+
+    def hear(stage, done, total, detail=""):
+        stages.append(stage)
+
+    first = demo(tmp_path, trials=200, images=20, epochs=3, fine_tuning=1, progress=hear)
+
+    assert len(first.arms) == len(FORMATS) * (1 + len(CRITERIA) * len(KEPT_MACS))
+    assert stages[0].startswith(f"[1/{STEPS}] train")
+    assert stages[-1].startswith(f"[{STEPS}/{STEPS}] inject")
+    for kept in KEPT_MACS:
+        names = [f"{criterion}-{100 * kept:.0f}" for criterion in CRITERIA]
+        widths = [
+            json.loads((tmp_path / name / "model.json").read_text())["plan"]["widths"]
+            for name in names
+        ]
+        assert widths[0] == widths[1] == widths[2]
+
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "dense" / "int8" / "campaign.sqlite").unlink()
+    again = demo(tmp_path, trials=200, images=20, epochs=3, fine_tuning=1)
+
+    assert again.rows == first.rows
+    assert (tmp_path / "report.html").exists()
+    assert "cells" not in again.to_dict()["arms"][0]
