@@ -69,44 +69,35 @@ def demo(
         fine_tuning: fine-tuning epochs of a pruned net, a third of training's by default.
         progress: hears about every step.
     """
-    import torch
-
     started = time.monotonic()
     steps = _Steps(progress)
     dense = Path(out) / "dense"
     nets = [dense]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small cost more to share out than to compute
-    try:
-        with runs.resumable(Path(out)):
-            verbs.train(
-                "lenet5", "digits", out=dense, epochs=epochs, seed=seed, progress=steps.next()
+    with runs.resumable(Path(out)):
+        verbs.train("lenet5", "digits", out=dense, epochs=epochs, seed=seed, progress=steps.next())
+        for kept, criterion in product(KEPT_MACS, CRITERIA):
+            nets.append(Path(out) / f"{criterion}-{100 * kept:.0f}")
+            verbs.prune(
+                dense,
+                criterion=criterion,
+                macs=kept,
+                epochs=fine_tuning,
+                seed=seed,
+                out=nets[-1],
+                progress=steps.next(),
             )
-            for kept, criterion in product(KEPT_MACS, CRITERIA):
-                nets.append(Path(out) / f"{criterion}-{100 * kept:.0f}")
-                verbs.prune(
-                    dense,
-                    criterion=criterion,
-                    macs=kept,
-                    epochs=fine_tuning,
-                    seed=seed,
-                    out=nets[-1],
-                    progress=steps.next(),
-                )
-            found = [
-                verbs.inject(
-                    net,
-                    format=number_format,
-                    trials=trials,
-                    images=images,
-                    seed=seed,
-                    out=net / number_format,
-                    progress=steps.next(),
-                )
-                for number_format, net in product(FORMATS, nets)
-            ]
-    finally:
-        torch.set_num_threads(threads)
+        found = [
+            verbs.inject(
+                net,
+                format=number_format,
+                trials=trials,
+                images=images,
+                seed=seed,
+                out=net / number_format,
+                progress=steps.next(),
+            )
+            for number_format, net in product(FORMATS, nets)
+        ]
     page = verbs.report(
         [run.out for run in found],
         out=Path(out) / REPORT,

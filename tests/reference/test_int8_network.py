@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -165,22 +165,30 @@ def test_converter_fields_fit_and_are_as_close_as_15_bits_allow(factor, spread):
     assert bool((error <= factor * 2.0**-14).all())
 
 
-@given(
-    st.integers(1, 3),
-    st.integers(1, 40),
-    st.integers(1, 20),
-    st.integers(1, 5),
-    st.integers(0, 2),
-    st.integers(0, 2**31),
-)
-@settings(max_examples=60, deadline=None)
-def test_both_kernels_give_the_exact_sums(groups, C, K, R, padding, seed):
+@st.composite
+def shapes(draw):
+    def pair(low, high):
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups = draw(st.sampled_from([1, 1, 1, 2, 5]))
+    (H, W), (R, S), padding, dilation = pair(1, 12), pair(1, 3), pair(0, 2), pair(1, 2)
+    H = max(H, dilation[0] * (R - 1) + 1 - 2 * padding[0])
+    W = max(W, dilation[1] * (S - 1) + 1 - 2 * padding[1])
+    C, K = groups * draw(st.integers(1, 40)), groups * draw(st.integers(1, 20))
+    return ConvShape("x", C, H, W, K, R, S, pair(1, 2), padding, dilation, groups)
+
+
+@given(shapes(), st.sampled_from([-128, 0]), st.integers(0, 2**31))
+@settings(max_examples=200, deadline=None)
+@example(ConvShape("padding only", 37, 2, 1, 7, 3, 1, (1, 2), (1, 1), (1, 2)), 0, 0)
+@example(ConvShape("padding only", 33, 10, 1, 13, 1, 2, (1, 2), (2, 1), (1, 2)), -128, 0)
+def test_both_kernels_give_the_exact_sums(shape, least, seed):
     generator = torch.Generator().manual_seed(seed)
-    shape = ConvShape("x", groups * C, 7, 6, groups * K, R, 2, (2, 1), (padding, 1), (1, 2), groups)
-    extremes = torch.tensor([-128, -127, -1, 0, 1, 127], dtype=torch.int8)
-    size = (shape.K, C, R, 2)
-    weight = extremes[torch.randint(6, size, generator=generator)]
-    x = extremes[torch.randint(6, (3, shape.C, 7, 6), generator=generator)]
+    weight = torch.randint(
+        -128, 128, (shape.K, shape.C // shape.groups, shape.R, shape.S), generator=generator
+    ).to(torch.int8)
+    x = torch.randint(least, 128, (3, shape.C, shape.H, shape.W), generator=generator)
+    x = x.to(torch.int8)
     conv = ExactConv(shape, weight)
 
     got = conv(x)

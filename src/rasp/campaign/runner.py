@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from rasp import threads
 from rasp.campaign import result
 from rasp.campaign.spec import CampaignSpec
 from rasp.campaign.store import (
@@ -151,7 +152,7 @@ def inject(
         layer_weights=spec.layer_weights,
         layers=spec.layers,
     )
-    with open_or_create(store_path, spec, chunk=chunk) as store:
+    with threads.suited_to(network.macs), open_or_create(store_path, spec, chunk=chunk) as store:
         if store.missing():
             replay = Replay(network, accelerator, images, labels, batch=batch, device=device)
             golden = replay.golden

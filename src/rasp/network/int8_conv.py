@@ -18,6 +18,7 @@ from rasp.nvdla.shapes import ConvShape
 
 _EXACT = 2**24
 _OFFSET = 128  # int8 as uint8
+_LEAST_CHANNELS = 4  # with one channel a group, oneDNN's byte kernel was seen to give wrong sums
 
 
 class ExactConv:
@@ -53,9 +54,9 @@ class ExactConv:
         x = x.reshape(-1, shape.C, shape.H, shape.W)
         whole = len(self._slices) == 1 or shape.groups > 1
         inputs = [x] if whole else [x[:, a:b] for a, b in self._slices]
-        by_bytes = x.device.type == "cpu" and len(self._slices) == len(inputs)
-        kernel = self._bytes if by_bytes and _sums_bytes_exactly() else self._floats
-        parts = kernel(inputs)
+        wide = shape.C // shape.groups >= _LEAST_CHANNELS
+        by_bytes = wide and x.device.type == "cpu" and _sums_bytes_exactly()
+        parts = self._bytes(inputs) if by_bytes else self._floats(inputs)
         return parts[0] if whole else sum((part.int() for part in parts[1:]), parts[0].int())
 
     def _weights(self) -> list[Tensor]:
@@ -74,14 +75,14 @@ class ExactConv:
         if not self._packed:
             self._packed = [_pack(weight, self._shape) for weight in self._weights()]
         return [
-            _byte_conv(x, packed, self._shape)
-            for x, packed in zip(inputs, self._packed, strict=True)
+            _byte_conv(x, packed, weight, self._shape)
+            for x, packed, weight in zip(inputs, self._packed, self._weights(), strict=True)
         ]
 
 
 def _exact_slices(name: str, weight: Tensor) -> tuple[tuple[int, int], ...]:
-    """Channel ranges with ``sum |w| * 128 < 2**24`` for every kernel."""
-    reach = weight.long().abs().sum(dim=(2, 3)) * _OFFSET
+    """Channel ranges with ``sum |w| * 255 < 2**24`` for every kernel, so also as bytes."""
+    reach = weight.long().abs().sum(dim=(2, 3)) * 255
     slices, start = [], 0
     while start < reach.shape[1]:
         within = (reach[:, start:].cumsum(1).amax(0) < _EXACT).long()
@@ -101,29 +102,35 @@ def _geometry(shape: ConvShape) -> tuple[list[int], list[int], list[int], int]:
 
 
 def _pack(weight: Tensor, shape: ConvShape) -> Tensor:
-    ones = torch.ones(len(weight))
-    stride, padding, dilation, groups = _geometry(shape)
+    stride, _, dilation, groups = _geometry(shape)
     packed: Tensor = torch.ops.onednn.qconv_prepack(
-        weight.contiguous(), ones, 1.0, _OFFSET, stride, padding, dilation, groups
+        weight.contiguous(), torch.ones(len(weight)), 1.0, 0, stride, [0, 0], dilation, groups
     )
     return packed
 
 
-def _byte_conv(x: Tensor, packed: Tensor, shape: ConvShape) -> Tensor:
-    """int8 (as uint8 with zero point 128) x int8 with 32-bit sums, given out in fp32."""
-    x = x.contiguous(memory_format=torch.channels_last).view(torch.uint8).bitwise_xor(_OFFSET)
-    ones, zeros = torch.ones(shape.K), torch.zeros(shape.K, dtype=torch.int32)
-    stride, padding, dilation, groups = _geometry(shape)
+def _byte_conv(x: Tensor, packed: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """uint8 x int8 with 32-bit sums, given out in fp32.
+
+    Padding is written out, and activations with a sign are shifted by 128 and the shift taken off
+    the sums again: oneDNN's own padding and zero points were seen to give wrong sums, or to read
+    out of bounds, where a window lies in the padding alone.
+    """
+    stride, (rows, columns), dilation, groups = _geometry(shape)
+    shift = _OFFSET if int(x.amin()) < 0 else 0
+    x = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
+    x = x.contiguous(memory_format=torch.channels_last).view(torch.uint8)
+    x = x.bitwise_xor(shift) if shift else x
     sums: Tensor = torch.ops.onednn.qconv2d_pointwise(
         x,
         1.0,
-        _OFFSET,
+        0,
         packed,
-        ones,
-        zeros,
+        torch.ones(shape.K),
+        torch.zeros(shape.K, dtype=torch.int32),
         None,
         stride,
-        padding,
+        [0, 0],
         dilation,
         groups,
         1.0,
@@ -133,6 +140,8 @@ def _byte_conv(x: Tensor, packed: Tensor, shape: ConvShape) -> Tensor:
         [],
         "",
     )
+    if shift:
+        sums -= shift * weight.flatten(1).sum(1, dtype=torch.float32).view(-1, 1, 1)
     return sums
 
 
@@ -149,7 +158,7 @@ def _sums_bytes_exactly() -> bool:
     x = torch.randint(-1, 1, (2, 64, 5, 5), generator=generator).mul(255).add(127).to(torch.int8)
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     try:
-        got = _byte_conv(x, _pack(weight, shape), shape)
+        got = _byte_conv(x, _pack(weight, shape), weight, shape)
     except (AttributeError, NotImplementedError, RuntimeError):  # torch built without the kernel
         return False
     return torch.equal(got.double(), expected)

@@ -6,6 +6,7 @@ and cycles are functions of the segments' widths. Every function here is torch-f
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -166,8 +167,10 @@ def round_widths(kept: NDArray[np.float64], segments: Sequence[Segment], round_t
 def uniform(widths: Widths, budget: Budget, *, dense: int, round_to: int = 1) -> Indices:
     """Widths at one kept ratio for all segments: the ratio whose cost is nearest the budget.
 
-    Of ratios that cost the same the greatest is taken: channels that cost no cycle stay. The
-    result does not depend on any score, so all criteria get the same architecture.
+    Of ratios that cost the same the greatest is taken: channels that cost no cycle stay. What
+    rounding leaves over then goes, an atom at a time, to the groups it treated worst, as long as
+    the cost comes nearer the budget. The result does not depend on any score, so all criteria get
+    the same architecture.
 
     Args:
         widths: the network's widths.
@@ -189,7 +192,45 @@ def uniform(widths: Widths, budget: Budget, *, dense: int, round_to: int = 1) ->
     if budget.kind == "channels":
         return at(budget.kept)
     ratio = _bisect(lambda ratio: budget.cost(widths.keeping(at(ratio))), 0.0, 1.0, budget, dense)
-    return at(ratio)
+    return _spend(
+        widths, budget, at(ratio), full.astype(np.float64) * ratio, dense=dense, round_to=round_to
+    )
+
+
+def _spend(
+    widths: Widths,
+    budget: Budget,
+    kept: Indices,
+    wished: NDArray[np.float64],
+    *,
+    dense: int,
+    round_to: int,
+) -> Indices:
+    """Widths moved by single atoms towards the budget, the largest rounding error first.
+
+    Groups of several segments stay: their atoms are counted over all of them.
+    """
+    full, target = widths.full, budget.kept * dense
+    roots = Counter(segment.root for segment in widths.segments)
+    free = np.array([roots[segment.root] == 1 for segment in widths.segments])
+    atoms = np.where(full > round_to, round_to, 1)
+
+    def miss(kept: Indices) -> float:
+        return abs(budget.cost(widths.keeping(kept)) - target)
+
+    while True:
+        short = budget.cost(widths.keeping(kept)) < target
+        moved = kept + (atoms if short else -atoms)
+        allowed = np.flatnonzero(free & (moved > 0) & (moved <= full))
+        error = (wished - kept) / full * (1 if short else -1)
+        for index in allowed[np.argsort(-error[allowed], kind="stable")]:
+            trial = kept.copy()
+            trial[index] = moved[index]
+            if miss(trial) < miss(kept):
+                kept = trial
+                break
+        else:
+            return kept
 
 
 def ranked(

@@ -110,6 +110,7 @@ class Magnitude:
 
     @property
     def name(self) -> str:
+        """Name written into the pruning plan."""
         return "magnitude" if self.p == 2 else "magnitude-l1"
 
     def __call__(
@@ -146,6 +147,7 @@ class Activation:
 
     @property
     def name(self) -> str:
+        """Name written into the pruning plan."""
         return "activation-class-max" if self.class_max else "activation"
 
     def __call__(
@@ -201,6 +203,7 @@ class Taylor:
 
     @property
     def name(self) -> str:
+        """Name written into the pruning plan."""
         return "taylor" if self.of == "margin" else "taylor-loss"
 
     def __call__(
@@ -253,6 +256,7 @@ class Reliability:
 
     @property
     def name(self) -> str:
+        """Name written into the pruning plan."""
         return "reliability"
 
     def __call__(

@@ -10,7 +10,7 @@ from rasp import loading, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
-from rasp.verbs._shared import Result, accuracy, named
+from rasp.verbs._shared import Result, accuracy, named, threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,8 @@ def prune(
 ) -> Pruned:
     """Remove whole channels to a budget, then fine-tune.
 
-    Exactly one of ``channels``, ``macs`` and ``cycles`` is given.
+    Without fine-tuning (``epochs=0``) batch-norm statistics are measured anew on the calibration
+    images, which needs no labels. Exactly one of ``channels``, ``macs`` and ``cycles`` is given.
 
     Args:
         model: checkpoint directory or name.
@@ -169,6 +170,7 @@ def _prune(
     from rasp import complexity, training
     from rasp.pruning import pruner
     from rasp.pruning.importance import CalibrationBatch
+    from rasp.pruning.recalibrate import recalibrate
 
     label = f"prune {loaded.name} by {arguments['criterion']}"
     epochs = arguments["epochs"]
@@ -176,7 +178,11 @@ def _prune(
         training.default_config(loaded.spec.model, loaded.dataset.name), seed=arguments["seed"]
     )
 
-    def fine_tune(model: nn.Module, step: int) -> None:
+    def repair(model: nn.Module, step: int) -> None:
+        if not epochs:
+            del step
+            recalibrate(model, images)
+            return
         training.fit(
             model,
             loaded.dataset,
@@ -188,19 +194,18 @@ def _prune(
         model.cpu()
 
     sample = loading.calibration_split(loaded, arguments["calibration"], arguments["seed"])
-    with runs.resumable(target):
+    images = loaded.dataset.tensor(sample)
+    with runs.resumable(target), threads_for(loaded):
         result = pruner.prune(
             loaded.model,
             example=loaded.example,
             importance=importance,
             budget=budget,
-            calibration=CalibrationBatch(
-                loaded.dataset.tensor(sample), torch.from_numpy(sample.labels)
-            ),
+            calibration=CalibrationBatch(images, torch.from_numpy(sample.labels)),
             scope=arguments["scope"],
             round_to=arguments["round_to"],
             iterations=arguments["iterations"],
-            fine_tune=fine_tune if epochs else None,
+            fine_tune=repair,
             seed=arguments["seed"],
             progress=silent if epochs else named(progress, label),
         )

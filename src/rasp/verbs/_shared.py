@@ -12,6 +12,7 @@ from rasp.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -30,6 +31,13 @@ class Result(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
         return self.model_dump(mode="json")
+
+
+def threads_for(loaded: Loaded) -> AbstractContextManager[None]:
+    """The threads that suit a loaded network."""
+    from rasp import complexity, threads
+
+    return threads.suited_to(complexity.count(loaded.model, loaded.example).macs)
 
 
 def accuracy(

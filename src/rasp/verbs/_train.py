@@ -9,7 +9,7 @@ from rasp import loading, runs
 from rasp.errors import ConfigError
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
-from rasp.verbs._shared import Result, accuracy, named
+from rasp.verbs._shared import Result, accuracy, named, threads_for
 
 
 class Trained(Result):
@@ -73,7 +73,7 @@ def train(
     target = runs.directory(out, f"train-{loaded.name}")
     done = runs.finished(target, arguments)
     if done is None:
-        with runs.resumable(target):
+        with runs.resumable(target), threads_for(loaded):
             result = training.fit(
                 loaded.model,
                 loaded.dataset,
