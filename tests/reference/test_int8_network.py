@@ -10,7 +10,7 @@ from torch import nn
 from rasp import zoo
 from rasp.network.graph import Add, Concat, Conv, Flatten, PadChannels, Pool
 from rasp.network.int8_conv import ExactConv
-from rasp.network.int8_ops import Converter, round_half_away
+from rasp.network.int8_ops import Converter, _operand, round_half_away
 from rasp.network.lower import lower
 from rasp.nvdla.shapes import ConvShape
 from rasp.quantization.calibrate import quantize
@@ -117,7 +117,16 @@ def models():
 @pytest.mark.parametrize(("model", "shape"), [pytest.param(m, s, id=n) for n, m, s in models()])
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "mse"])
 def test_every_node_equals_int64_numpy(model, shape, observer):
-    images = torch.randn(6, *shape, generator=torch.Generator().manual_seed(1))
+    check_every_node(model, torch.randn(6, *shape), observer)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_every_node_of_the_wide_resnets_equals_int64_numpy(name):
+    model = zoo.build(zoo.ModelSpec(model=name, num_classes=10, input_shape=(3, 32, 32)))
+    check_every_node(model, torch.randn(1, 3, 32, 32), "mse")
+
+
+def check_every_node(model, images, observer):
     network, _ = quantize(lower(model, images), images[:4], observer=observer)
 
     values = network.trace(images)
@@ -196,3 +205,18 @@ def test_both_kernels_give_the_exact_sums(shape, least, seed):
     expected = convolve(shape, x.numpy(), weight.numpy())
     assert np.array_equal(got.numpy().astype(np.int64), expected)
     assert np.array_equal(conv._floats(x).numpy(), expected)
+
+
+@given(st.floats(1e-3, 1e9), st.integers(0, 2**31))
+def test_biases_are_16_bit_operands_shifted_left(largest, seed):
+    values = torch.rand(9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values = (values * 2 - 1) * largest
+
+    bias = _operand(values)
+
+    unit = 1
+    while float(bias.abs().max()) / unit > 32767:
+        unit *= 2
+    assert torch.equal(bias / unit, torch.round(bias / unit))
+    assert float((bias - values).abs().max()) <= unit / 2
+    assert unit == 1 or unit <= 2 * largest / 32767

@@ -124,7 +124,7 @@ class Int8Layer:
     Attributes:
         shape: the layer.
         weight: ``(K, C / groups, R, S)`` int8.
-        bias: ``(K,)`` int64 within int32.
+        bias: ``(K,)`` int64: 16-bit operands times one power of two, within int32.
         converter: sums to int8.
         sums: the exact convolution with this weight.
     """
@@ -253,7 +253,7 @@ def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
     top = float(peak.max()) or 1.0
     scale = peak.clamp_min(top / _KERNEL_SPREAD) / HIGH
     weight = torch.round(conv.weight.double() / scale.view(-1, 1, 1, 1)).to(torch.int8)
-    bias = torch.round(conv.bias.double() / (scale * scale_in))
+    bias = _operand(conv.bias.double() / (scale * scale_in))
     if float(bias.abs().max()) >= _BIAS_MAX:
         raise ConfigError(
             f"Layer '{conv.name}': the bias {float(conv.bias.abs().max()):.4g} does not fit 32 "
@@ -282,6 +282,13 @@ def _blocks(convert: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return result
 
 
+def _operand(values: Tensor) -> Tensor:
+    """Nearest values the SDP's ALU can add: a 16-bit operand each, one left shift for all."""
+    excess = float(values.abs().max()) / _OPERAND_MAX
+    unit = 2.0 ** max(0, math.ceil(math.log2(excess))) if excess > 0 else 1.0
+    return torch.round(values / unit) * unit
+
+
 def _affine(
     node: Scale | Activation, scale_in: float, scale_out: float
 ) -> tuple[Converter, Tensor]:
@@ -289,7 +296,7 @@ def _affine(
     if isinstance(node, Scale):
         weight = node.weight.double()
         safe = torch.where(weight.abs() < 1e-12, torch.full_like(weight, 1e-12), weight)
-        bias = torch.round(node.bias.double() / (safe * scale_in)).clamp(-_INT32, _INT32 - 1)
+        bias = _operand(node.bias.double() / (safe * scale_in)).clamp(-_INT32, _INT32 - 1)
     else:
         safe, bias = torch.ones(node.shape[0]).double(), torch.zeros(node.shape[0]).double()
     factors = safe * scale_in / scale_out
