@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+_LARGEST_WITH_TWO_DIGITS = 3.55
+"""Leading digits up to which an uncertainty is printed with two (Particle Data Group's rule)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """An estimated probability with its confidence interval.
@@ -50,19 +54,17 @@ class Rate:
     def __str__(self) -> str:
         """Percent with as many decimals as the interval supports; a bound if nothing varied."""
         if self.events == 0:
-            return f"<= {_bound(100 * self.high)} % (0/{_spaced(self.n)})"
+            return f"<= {_bound(100 * self.high)} % (0/{spaced(self.n)})"
         if self.events == self.n:
             shortfall = _bound(100 * (1 - self.low))
             decimals = len(shortfall.partition(".")[2])
-            return (
-                f">= {100 - float(shortfall):.{decimals}f} % ({_spaced(self.n)}/{_spaced(self.n)})"
-            )
+            return f">= {100 - float(shortfall):.{decimals}f} % ({spaced(self.n)}/{spaced(self.n)})"
         finest = min(self.half_width, self.estimate, 1 - self.estimate)
-        decimals = max(1, -math.floor(math.log10(100 * finest)))
+        decimals = max(1, -math.floor(math.log10(100 * finest / _LARGEST_WITH_TWO_DIGITS)))
         estimate, low, high = (
             f"{100 * value:.{decimals}f}" for value in (self.estimate, self.low, self.high)
         )
-        return f"{estimate} % [{low}, {high}] n={_spaced(self.n)}"
+        return f"{estimate} % [{low}, {high}] n={spaced(self.n)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,57 @@ def clustered_rate(
     return Rate(p, low, high, n, n_effective, total, confidence, "wilson, clustered")
 
 
+def stratified(
+    weights: ArrayLike, events: ArrayLike, trials: ArrayLike, confidence: float = 0.95
+) -> Rate:
+    r"""Rate of a population cut into strata of known weight, with independent trials in each.
+
+    The estimate is :math:`\hat p = \sum_h W_h e_h / n_h`, its variance
+    :math:`\sum_h W_h^2 \tilde p_h (1 - \tilde p_h) / n_h` with Jeffreys' :math:`\tilde p_h = (e_h +
+    1/2) / (n_h + 1)`, so that a stratum without events still counts; the interval is Wilson's at
+    the sample size that has this variance.
+
+    Args:
+        weights: ``(k,)`` sizes of the strata on any scale.
+        events: ``(k,)`` events.
+        trials: ``(k,)`` trials, at least one in each stratum of positive weight.
+        confidence: two-sided level.
+
+    Raises:
+        ConfigError: shapes that differ, a negative weight, no weight at all, a stratum with weight
+            and no trials, or a count outside its range.
+
+    Source:
+        W. G. Cochran, Sampling Techniques (1977), chapter 5.
+
+    Example:
+        >>> print(stratified([3, 1], [10, 200], [1000, 1000]))
+        5.8 % [5.0, 6.6] n=2 000
+    """
+    sizes, hits, runs = (
+        np.asarray(column, dtype=np.float64) for column in (weights, events, trials)
+    )
+    if sizes.ndim != 1 or not sizes.shape == hits.shape == runs.shape:
+        raise ConfigError("Weights, events and trials of strata must be vectors of one length.")
+    if (sizes < 0).any() or not sizes.sum() > 0 or ((sizes > 0) & (runs < 1)).any():
+        raise ConfigError(
+            "Strata need weights of zero or more that are not all zero, and a trial where the "
+            "weight is positive."
+        )
+    if ((hits < 0) | (hits > runs)).any():
+        raise ConfigError("Events of a stratum must lie between 0 and its trials.")
+    used = sizes > 0
+    share, hits, runs = sizes[used] / sizes.sum(), hits[used], runs[used]
+    n = int(runs.sum())
+    p = float((share * hits / runs).sum())
+    smooth = (hits + 0.5) / (runs + 1)
+    variance = float((share**2 * smooth * (1 - smooth) / runs).sum())
+    inner = min(max(p, 0.5 / n), 1 - 0.5 / n)
+    n_effective = max(1.0, inner * (1 - inner) / variance)
+    low, high = _score_interval(p, n_effective, _z(confidence))
+    return Rate(p, low, high, n, n_effective, int(hits.sum()), confidence, "wilson, stratified")
+
+
 def ratio(a: Rate, b: Rate) -> Ratio:
     """``a / b`` of two independent rates, with the delta-method interval on the log scale.
 
@@ -302,5 +355,11 @@ def _bound(percent: float) -> str:
     return f"{math.ceil(percent * step - 1e-9) / step:.{decimals}f}"
 
 
-def _spaced(count: int) -> str:
-    return f"{count:,}".replace(",", " ")
+def spaced(count: float) -> str:
+    """A count as it is printed everywhere, rounded and in groups of three digits.
+
+    Example:
+        >>> spaced(38415)
+        '38 415'
+    """
+    return f"{count:,.0f}".replace(",", " ")

@@ -84,25 +84,8 @@ def reach(mapping, timeline, record):
         return None
     if found.effect == "none":
         return set()
-    kernel, package = found.kernel, -1
-    if found.held == "atom":
-        n = int(timeline.atom(record["cycle"] - found.stage))
-    elif found.held == "active":
-        package, position = map(int, timeline.active(record["cycle"], kernel))
-        n = int(timeline.first[package]) + position if package >= 0 else -1
-    else:
-        if found.held == "shadow":
-            package = int(timeline.shadow(record["cycle"], kernel))
-        else:
-            load_ = timeline.loading(record["cycle"] - found.stage)
-            package, lane = map(int, load_)
-            if found.stage >= 0 and lane not in range(kernel, kernel + 4):
-                return set()
-            kernel = lane
-        if found.effect == "weight_bus" and package >= 0:
-            word = timeline.word(package, kernel)
-            package, kernel, _ = word[found.lane] if found.lane < len(word) else (-1, 0, 0)
-        n = int(timeline.first[package]) if package >= 0 else -1
+    held = timeline.resident(found, record["cycle"], found.stage, found.kernel, found.lane)
+    n, kernel = int(held.atom), int(held.kernel)
     if n < 0:
         return set()
     at = mapping.reach(found.reach, n, kernel)
@@ -142,4 +125,4 @@ def test_counts_of_the_whole_set():
         with gzip.open(path, "rt") as lines:
             found = [signal(json.loads(line)) is not None for line in lines]
         total += sum(found), len(found)
-    assert total.tolist() == [18_305, 34_170]
+    assert total.tolist() == [18_534, 34_170]

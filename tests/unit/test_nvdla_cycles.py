@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rasp.nvdla.config import load
-from rasp.nvdla.cycles import layer_cycles, network_cycles
+from rasp.nvdla.cycles import layer_cycles, layer_window, network_cycles
 from rasp.nvdla.shapes import ConvShape
 
 P = (1, 1)
@@ -28,6 +28,13 @@ def test_other_layers_are_within_five_percent_of_the_rtl(layer, measured, bound)
     cycles = layer_cycles(LAYERS[layer], load("nv_small"))
     assert cycles.total == pytest.approx(measured, rel=0.05)
     assert cycles.bound == bound
+
+
+@pytest.mark.parametrize(
+    ("layer", "measured"), [("A", 1678), ("B", 1252), ("C", 774), ("D", 268), ("E", 9419)]
+)
+def test_the_window_is_that_of_the_simulated_injections(layer, measured):
+    assert layer_window(LAYERS[layer], load("nv_small")) == pytest.approx(measured, rel=0.05)
 
 
 def test_nv_full_takes_sixteen_cycles_an_atom_on_fully_connected_layers():

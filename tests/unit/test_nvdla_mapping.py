@@ -102,10 +102,12 @@ def test_summing_lanes_of_atoms_is_the_convolution(case):
 
 def brute_reach(reach, atoms, n, lane, aK, per_group):
     here = atoms[n]
+    half = range(aK // 2) if lane < aK // 2 else range(aK // 2, aK)
     lanes = {
         "group": range(aK),
-        "half": range(aK // 2) if lane < aK // 2 else range(aK // 2, aK),
+        "half": half,
         "interleaved": range(lane % 2, aK, 2),
+        "interleaved_half": [j for j in half if j % 2 == lane % 2],
     }.get(reach, [lane])
     base = here["group"] * per_group
     kernels = [base + here["kgroup"] * aK + j for j in lanes if here["kgroup"] * aK + j < per_group]

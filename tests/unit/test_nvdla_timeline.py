@@ -68,9 +68,13 @@ def test_words_read_for_a_pass_are_its_weights_in_order(mapping):
     for start in range(0, len(timeline.first), mapping.taps):
         packages = range(start, start + mapping.taps)
         kernels = int(timeline.kernels[start])
-        read = [timeline.word(p, k) for p in packages for k in range(kernels)]
-        assert all(len(word) == 8 for word in [word for word in read if word][:-1])
-        assert [weight for word in read for weight in word] == [
+        p, k, lane = np.array(
+            [(p, k, i) for p in packages for k in range(kernels) for i in range(8)]
+        ).T
+        read = np.stack(timeline.word(p, k, lane), axis=1)
+        full = (read >= 0).all(axis=1).reshape(-1, 8)
+        assert full[full.any(axis=1)][:-1].all()
+        assert [tuple(weight) for weight in read[full.ravel()].tolist()] == [
             (p, k, c)
             for p in packages
             for k in range(kernels)
@@ -96,6 +100,28 @@ def test_a_fit_through_one_atom_places_the_whole_layer(mapping):
     assert np.array_equal(found.starts, free.starts + 7000)
 
 
+def test_a_layer_the_sdp_limits_takes_the_time_of_its_results():
+    shape = ConvShape("C", 32, 5, 5, 24, 1, 1)
+    timeline = Timeline(Mapping(shape, load("nv_small")))
+    last = int(timeline.starts[-1] + timeline.length[-1])
+    assert last == layer_cycles(shape, load("nv_small")).sdp == 600
+
+
+def test_unobserved_packages_never_run_into_observed_ones():
+    mapping = Mapping(SHAPES[0], load("nv_small"))
+    free = Timeline(mapping)
+    found = Timeline.fitted(mapping, [100, 150], [0, int(free.first[3])])
+    assert found.starts[:4].tolist() == [100, 116, 132, 150]
+    early = Timeline.fitted(mapping, [int(free.starts[9]) + 5, 20], [int(free.first[9]), 16])
+    assert early.starts[[1, 9]].tolist() == [20, int(free.starts[9]) + 5]
+
+
+def test_two_kernels_a_cycle_are_loaded_where_cells_hold_two():
+    mapping = Mapping(ConvShape("wide", 64, 6, 6, 40, 1, 1), load("nv_full"))
+    load_ = Timeline(mapping).loading(np.arange(-16, 0))
+    assert load_.kernel.tolist() == list(range(0, 32, 2))
+
+
 def test_contradicting_observations_are_refused():
     mapping = Mapping(SHAPES[0], load("nv_small"))
     with pytest.raises(ValueError, match="one package"):
@@ -119,4 +145,6 @@ def test_only_the_edge_that_matters_has_an_effect():
     assert locate(*cell, "i_sat_sel", 0, rises=True).when == "inner"
     sd = ("cmac_nz_mask", "u_partition_ma.x", "wt1_sd_nz", 4)
     assert locate(*sd, rises=False).effect == "weight_gate"
-    assert locate(*sd, rises=True) is None
+    assert locate(*sd, rises=True).effect == "weight_gate"
+    active = ("cmac_nz_mask", "u_partition_ma.x", "wt1_actv_nz", 4)
+    assert locate(*active, rises=True).effect == "none"

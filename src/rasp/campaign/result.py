@@ -90,6 +90,12 @@ class CampaignResult:
         return {name: self._rate(self.contents.tallies.events(name), whole) for name in OUTCOMES}
 
     @cached_property
+    def activity(self) -> Rate:
+        """Share of the faults that hit a value, not an idle register or a cycle without one."""
+        whole = np.arange(len(self.contents.tallies.trials))
+        return self._rate(self.contents.tallies.events("live"), whole)
+
+    @cached_property
     def by_layer(self) -> dict[str, dict[Key, Rate]]:
         """Per outcome, the rate of each layer."""
         return self._split("layer")

@@ -61,7 +61,8 @@ CREATE VIEW trials AS
 
 # One integer a trial: stratum, bit + 1, image and a bit for each outcome. Reading a million of them
 # and grouping in numpy is several times faster than GROUP BY.
-_FLAGS = " | ".join(f"({name} << {index})" for index, name in enumerate(OUTCOMES))
+_EXPRESSIONS = {name: name for name in OUTCOMES} | {"live": "(kernel >= 0 OR pixel >= 0)"}
+_FLAGS = " | ".join(f"({sql} << {index})" for index, sql in enumerate(_EXPRESSIONS.values()))
 _PACKED = f"(stratum << 40) | ((bit + 1) << 32) | (image << 8) | {_FLAGS}"
 
 
@@ -87,7 +88,8 @@ class Tallies(NamedTuple):
 
     Attributes:
         stratum, bit, image: ``(m,)`` int64; ``bit`` is -1 where a fault has none.
-        outcomes: ``(m,)`` int64, bit ``i`` set if ``OUTCOMES[i]`` happened.
+        outcomes: ``(m,)`` int64, bit ``i`` set if ``OUTCOMES[i]`` happened, the next if the fault
+            was live: it hit a value, not an idle register or a cycle without one.
         trials: ``(m,)`` trials.
     """
 
@@ -98,8 +100,8 @@ class Tallies(NamedTuple):
     trials: NDArray[np.int64]
 
     def events(self, outcome: str) -> NDArray[np.int64]:
-        """``(m,)`` trials with an outcome."""
-        return self.trials * (self.outcomes >> OUTCOMES.index(outcome) & 1)
+        """``(m,)`` trials with an outcome, or ``"live"`` ones."""
+        return self.trials * (self.outcomes >> list(_EXPRESSIONS).index(outcome) & 1)
 
 
 class Contents(NamedTuple):

@@ -44,6 +44,7 @@ def draw(
     """Trials ``start .. start + count``: stratum by its weight, image uniformly, independently.
 
     Example:
+        >>> from rasp.faults.population import Stratum
         >>> one = draw([Stratum("conv1", "RD", 1.0)], images=10, seed=0, start=0, count=5)
         >>> two = draw([Stratum("conv1", "RD", 1.0)], images=10, seed=0, start=3, count=2)
         >>> bool((one.image[3:] == two.image).all())

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 LEAST_WEIGHT_CYCLES = 2
 """Cycles of the weights of a package with a single kernel, CSC_sg.v."""
 
+LEAD_IN = 25
+"""Cycles from the issue of a layer's first package to its first atom in stage 0."""
+
+_DRAIN = 54  # last result in the delivery buffer to layer done
+
 
 class LayerCycles(NamedTuple):
     """Clock cycles of one layer for one image.
@@ -68,6 +73,22 @@ def layer_cycles(
     sdp = lanes * len(groups) * shape.pixels
     mac, sdp = mac * shape.groups, sdp * shape.groups
     return LayerCycles(max(mac, sdp), mac, sdp, "mac" if mac >= sdp else "sdp")
+
+
+def layer_window(
+    shape: ConvShape,
+    config: AcceleratorConfig,
+    format: str = "int8",  # noqa: A002
+) -> int:
+    """Cycles in which a layer's registers can be struck: first package issued to layer done.
+
+    :func:`layer_cycles` plus :data:`LEAD_IN`, the last stripe through the SDP, and the way to
+    memory. Against the RTL of nv_small: A 1671 (1678), B 1255 (1252), C 751 (774), D 279 (268),
+    E 9423 (9419).
+    """
+    lanes = -(-config.atoms(format).kernels // config.sdp_throughput)
+    last = stripes(shape.pixels, config)[-1].length
+    return LEAD_IN + layer_cycles(shape, config, format).total + lanes * last + _DRAIN
 
 
 def network_cycles(

@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
-Reach = Literal["group", "interleaved", "half", "cell", "stripe", "suffix", "element"]
+Reach = Literal[
+    "group", "interleaved", "half", "interleaved_half", "cell", "stripe", "suffix", "element"
+]
 """What one upset can touch, by where the register sits (see :meth:`Mapping.reach`)."""
 
 REACHES: tuple[Reach, ...] = (
     "group",
     "interleaved",
     "half",
+    "interleaved_half",
     "cell",
     "stripe",
     "suffix",
@@ -231,6 +234,7 @@ class Mapping:
         check(shape, config, format)
         self.shape = shape
         self.config = config
+        self.format = format
         self.atoms = config.atoms(format)
         self.stripes = stripes(shape.pixels, config)
         self.kernel_groups = kernel_groups(shape, config, format)
@@ -298,13 +302,14 @@ class Mapping:
                 - ``"group"``: activation before the A/B split, all kernels of the group;
                 - ``"interleaved"``: duplicated activation (nv_full, INT8), even or odd kernels;
                 - ``"half"``: activation of CMAC A or B, half of the kernels;
+                - ``"interleaved_half"``: both, even or odd kernels of a half;
                 - ``"cell"``: activation copy of one MAC cell, one kernel;
                 - ``"stripe"``: weight being loaded or waiting, one kernel x the atom's stripe;
                 - ``"suffix"``: weight in use, one kernel x the rest of the stripe;
                 - ``"element"``: anything after the multipliers.
             n: atom numbers; for ``"stripe"`` any atom of the package the weight is used in.
             kernel: lane within the kernel group, ``0 <= kernel < atomic_k``; for ``"half"`` and
-                ``"interleaved"`` any lane that shares the register.
+                ``"interleaved"`` any lane that shares the register; ignored for ``"group"``.
 
         Returns:
             A rectangle per atom, empty where the group has no such kernel.
@@ -325,6 +330,10 @@ class Mapping:
         elif reach == "interleaved":
             first, step = lane % 2, 2 * one
             kernels = (size - first + 1) // 2
+        elif reach == "interleaved_half":
+            half = lane // (lanes // 2) * (lanes // 2)
+            first, step = half + lane % 2, 2 * one
+            kernels = (np.clip(size - half, 0, lanes // 2) - lane % 2 + 1) // 2
         elif reach == "stripe":
             pixel, pixels = pixel - atom.position, atom.length
         elif reach == "suffix":

@@ -28,8 +28,9 @@ the running sum, ``final`` the 32-bit result, ``output`` a value in the SDP, and
 on its way into the convolution buffer.
 """
 
-Held = Literal["atom", "loading", "shadow", "active"]
-"""How long: one atom's cycle, one kernel's load cycle, until the next package, or a stripe."""
+Held = Literal["atom", "loading", "shadow", "active", "result"]
+"""How long: one atom's cycle, one kernel's load cycle, until the next package, a stripe, or one
+result's cycle in the SDP."""
 
 
 class Shares(NamedTuple):
@@ -135,9 +136,9 @@ _CLASSES: dict[str, _Class] = {
     "cdma_other": _Class("control", "none", 0.006, 0.002),
     "sdp_reg_active": _Class("control", "none", 0.132, 0.024),
     "sdp_reg_other": _Class("control", "none", 0.0, 0.002),
-    "sdp_data": _Class("datapath", "sdp", 0.060, 0.0, "output", "element", "atom"),
+    "sdp_data": _Class("datapath", "sdp", 0.060, 0.0, "output", "element", "result"),
     "sdp_ctl": _Class("control", "none", 0.180, 0.120),
-    "sdp_wdma_data": _Class("datapath", "sdp", 0.020, 0.0, "output", "element", "atom"),
+    "sdp_wdma_data": _Class("datapath", "sdp", 0.020, 0.0, "output", "element", "result"),
     "sdp_wdma_ctl": _Class("control", "none", 0.186, 0.324),
 }
 

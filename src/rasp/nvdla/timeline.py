@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from rasp.nvdla.cycles import LEAST_WEIGHT_CYCLES, package_cycles
+from rasp.nvdla.cycles import LEAST_WEIGHT_CYCLES
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from rasp.nvdla.mapping import Indices, Mapping
+    from rasp.nvdla.signals import Signal
 
 MAC_STAGE = 4
 """Stage of the operand registers in the MAC cells."""
 
 
 class Load(NamedTuple):
-    """Weights on their way: package and kernel lane, -1 where there are none."""
+    """Weights on their way: package and first kernel lane, -1 where there are none."""
 
     package: Indices
     kernel: Indices
@@ -38,11 +39,38 @@ class Use(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """One weight byte: package, kernel lane and channel lane."""
+    """Weight bytes: package, kernel lane and channel lane, -1 where there are none."""
 
-    package: int
-    kernel: int
-    lane: int
+    package: Indices
+    kernel: Indices
+    lane: Indices
+
+
+class Resident(NamedTuple):
+    """What registers hold: atom, -1 where none, kernel lane and channel lane."""
+
+    atom: Indices
+    kernel: Indices
+    lane: Indices
+
+
+class Packages(NamedTuple):
+    """Packages of a layer in their order: first atom, number of atoms and of kernels."""
+
+    first: Indices
+    length: Indices
+    kernels: Indices
+
+
+def packages(mapping: Mapping) -> Packages:
+    """The packages of a layer, arrays of one length."""
+    shape = mapping.shape
+    groups = np.array([group.size for group in mapping.kernel_groups], dtype=np.int64)
+    stripes = np.array([stripe.length for stripe in mapping.stripes], dtype=np.int64)
+    passes = shape.groups * len(groups)
+    length = np.tile(np.repeat(stripes, mapping.taps), passes)
+    kernels = np.repeat(np.tile(groups, shape.groups), stripes.size * mapping.taps)
+    return Packages(np.cumsum(length) - length, length, kernels)
 
 
 class Timeline:
@@ -50,8 +78,8 @@ class Timeline:
 
     Args:
         mapping: the layer on its accelerator.
-        starts: cycle in which the first atom of each package is in stage 0; by default packages
-            follow each other without a stall and the first starts in cycle 0.
+        starts: cycle in which the first atom of each package is in stage 0; by default the first
+            starts in cycle 0 and there is no stall where the MAC array is the limit.
 
     Attributes:
         first: number of each package's first atom.
@@ -71,30 +99,42 @@ class Timeline:
     """
 
     def __init__(self, mapping: Mapping, starts: ArrayLike | None = None) -> None:
-        atoms = mapping.atom(np.arange(mapping.count))
         self._mapping = mapping
-        self.first = np.flatnonzero(atoms.position == 0)
-        self.length = atoms.length[self.first]
-        lanes = mapping.atoms.kernels
-        per_group = mapping.shape.K // mapping.shape.groups
-        self.kernels = np.minimum(lanes, per_group - atoms.kgroup[self.first] * lanes)
-        self._steps = np.array(
-            [
-                package_cycles(int(length), int(kernels), mapping.config)
-                for length, kernels in zip(self.length, self.kernels, strict=True)
-            ]
-        )
-        free = np.concatenate([[0], np.cumsum(self._steps)[:-1]])
-        self.starts = free if starts is None else np.asarray(starts, dtype=np.int64)
-        lead = max(int(self.kernels[0]), LEAST_WEIGHT_CYCLES)
+        self.first, self.length, self.kernels = packages(mapping)
+        config = mapping.config
+        self._rate = config.datapath(mapping.format).kernels_per_cycle
+        self._loading = -(-self.kernels // self._rate)
+        least = max(config.minimum_package, LEAST_WEIGHT_CYCLES)
+        self._steps = np.maximum(np.maximum(self.length, self._loading), least)
+        free = np.cumsum(self._steps) - self._steps
+        if starts is None:
+            starts = free + self._stalls()
+        self.starts = np.asarray(starts, dtype=np.int64)
+        lead = max(int(self._loading[0]), LEAST_WEIGHT_CYCLES)
         self.loads = np.concatenate([[self.starts[0] - lead], self.starts[:-1]])
+
+    def _stalls(self) -> Indices:
+        """Cycles every package has waited for the SDP.
+
+        Only the last package of a stripe needs room for results (credits, CSC_sg.v); it is held
+        back until the SDP keeps pace, so a stripe takes the time of its packages or of its results
+        through the SDP, whichever is longer.
+        """
+        mapping = self._mapping
+        lanes = -(-mapping.atoms.kernels // mapping.config.sdp_throughput)
+        taps = mapping.taps
+        extra = np.maximum(lanes * self.length - taps * self._steps, 0)[::taps]
+        waited = np.zeros_like(self.first)
+        waited[taps - 1 :: taps] = extra
+        waited[0] = 0
+        return np.cumsum(waited)
 
     @classmethod
     def fitted(cls, mapping: Mapping, cycles: ArrayLike, atoms: ArrayLike) -> Self:
         """Timeline through observed atoms.
 
-        Packages nobody observed follow the one before without a stall, or, before the first
-        observed one, precede it so.
+        Packages nobody observed follow the observed one before them as in the default timeline, or
+        precede the first, but never run into the next observed one.
 
         Args:
             mapping: the layer on its accelerator.
@@ -116,10 +156,12 @@ class Timeline:
             raise ValueError("two observations place one package in different cycles")
         known = np.unique(package)
         nearest = np.maximum(np.searchsorted(known, np.arange(slack.size), side="right") - 1, 0)
-        starts = free.starts + slack[known[nearest]]
-        if np.any(np.diff(starts) < free._steps[:-1]):
+        least = np.cumsum(free._steps) - free._steps
+        spare = free.starts + slack[known[nearest]] - least
+        latest = np.minimum.accumulate(spare[::-1])[::-1]
+        if not np.array_equal(latest[known], spare[known]):
             raise ValueError("observed packages overlap")
-        return cls(mapping, starts)
+        return cls(mapping, least + latest)
 
     def atom(self, cycle: ArrayLike) -> Indices:
         """Number of the atom in stage 0 in each cycle, -1 where there is none."""
@@ -129,16 +171,16 @@ class Timeline:
         return np.where(live, self.first[package] + offset, -1)
 
     def loading(self, cycle: ArrayLike) -> Load:
-        """Package and kernel whose weights are in stage 0 in each cycle."""
+        """Package and first kernel whose weights are in stage 0 in each cycle."""
         at = np.asarray(cycle, dtype=np.int64)
         package, offset = self._since(self.loads, at)
-        live = (package >= 0) & (offset < self.kernels[package])
-        return Load(np.where(live, package, -1), np.where(live, offset, -1))
+        live = (package >= 0) & (offset < self._loading[package])
+        return Load(np.where(live, package, -1), np.where(live, offset * self._rate, -1))
 
     def shadow(self, cycle: ArrayLike, kernel: ArrayLike) -> Indices:
         """Package whose weights wait in the shadow register of a cell, -1 where none do."""
         at, lane = np.broadcast_arrays(np.asarray(cycle, dtype=np.int64), np.asarray(kernel))
-        package, _ = self._since(self.loads, at - lane - MAC_STAGE)
+        package, _ = self._since(self.loads, at - lane // self._rate - MAC_STAGE)
         live = (package >= 0) & (lane < self.kernels[package])
         return np.where(live & (at < self.starts[package] + MAC_STAGE), package, -1)
 
@@ -149,37 +191,87 @@ class Timeline:
         live = (package >= 0) & (lane < self.kernels[package]) & (offset < self.length[package])
         return Use(np.where(live, package, -1), np.where(live, offset, -1))
 
-    def word(self, package: int, kernel: int) -> tuple[Weight, ...]:
-        """Weights in the buffer word that is read when a kernel is loaded.
+    def word(self, package: ArrayLike, kernel: ArrayLike, lane: ArrayLike) -> Weight:
+        """Weight in byte ``lane`` of the buffer word that is read when a kernel is loaded.
 
         Weights lie without gaps in the order of their use, so a kernel with fewer than
         ``atomic_c`` channels in the package may find its bytes left over from the word before;
-        then no word is read and the result is empty.
+        then no word is read.
         """
-        taps = self._mapping.taps
-        start = package // taps * taps
-        per_block = self._mapping.shape.R * self._mapping.shape.S
-        blocks = np.array([block.size for block in self._mapping.channel_blocks])
-        sizes = np.repeat(blocks, per_block)
-        kernels = int(self.kernels[package])
-        ends = np.cumsum(sizes) * kernels
-        width = self._mapping.atoms.channels
-
-        def used(at: int, lanes: int) -> int:
-            return int(ends[at] - sizes[at] * (kernels - lanes))
-
-        at = package - start
-        read = -(-used(at, kernel) // width) * width
-        if read >= used(at, kernel + 1):
-            return ()
-        offsets = np.arange(read, min(read + width, int(ends[-1])))
-        packages = np.searchsorted(ends, offsets, side="right")
-        within = offsets - (ends - sizes * kernels)[packages]
-        lanes, channels = np.divmod(within, sizes[packages])
-        return tuple(
-            Weight(int(start + p), int(k), int(c))
-            for p, k, c in zip(packages, lanes, channels, strict=True)
+        p, k, byte = np.broadcast_arrays(
+            *(np.asarray(v, np.int64) for v in (package, kernel, lane))
         )
+        mapping = self._mapping
+        blocks = np.array([block.size for block in mapping.channel_blocks], dtype=np.int64)
+        sizes = np.repeat(blocks, mapping.shape.R * mapping.shape.S)
+        ends = np.cumsum(sizes)
+        tap = np.where(p >= 0, p % mapping.taps, 0)
+        kernels = self.kernels[p]
+        used = ends[tap] * kernels - sizes[tap] * (kernels - k)
+        width = mapping.atoms.channels
+        read = -(-used // width) * width
+        offset = read + byte
+        live = (p >= 0) & (read < used + sizes[tap]) & (offset < ends[-1] * kernels)
+        holder = np.minimum(np.searchsorted(ends, offset // kernels, side="right"), sizes.size - 1)
+        within = offset - (ends - sizes)[holder] * kernels
+        found, channel = np.divmod(within, sizes[holder])
+        holder += p - tap
+        return Weight(*(np.where(live, value, -1) for value in (holder, found, channel)))
+
+    def resident(
+        self, signal: Signal, cycle: ArrayLike, stage: ArrayLike, kernel: ArrayLike, lane: ArrayLike
+    ) -> Resident:
+        """What registers that hold the same kind of value hold in given cycles.
+
+        Args:
+            signal: effect and kind of residence; its other fields are not read.
+            cycle: cycles of the upsets.
+            stage: pipeline stage of each register.
+            kernel: kernel lane of each register, as :class:`~rasp.nvdla.signals.Signal` has it.
+            lane: channel lane, the byte of the word on the weight bus.
+
+        Returns:
+            For weights the first atom they are multiplied in from that cycle on.
+        """
+        at, stages, cell, channel = np.broadcast_arrays(
+            *(np.asarray(value, dtype=np.int64) for value in (cycle, stage, kernel, lane))
+        )
+        if signal.held == "atom":
+            return Resident(self.atom(at - stages), cell, channel)
+        if signal.held == "result":
+            return self._result(at - stages, cell)
+        if signal.held == "active":
+            package, position = self.active(at, cell)
+            return Resident(
+                np.where(package >= 0, self.first[package] + position, -1), cell, channel
+            )
+        if signal.held == "shadow":
+            package = self.shadow(at, cell)
+        else:
+            package, first = self.loading(at - stages)
+            half = self._mapping.atoms.kernels // 2
+            loaded = first + cell % self._rate
+            mine = (stages < 0) | (loaded // half == cell // half)
+            package = np.where(mine & (loaded < self.kernels[package]), package, -1)
+            cell = loaded
+        if signal.effect == "weight_bus":
+            package, cell, channel = self.word(package, cell, channel)
+        return Resident(np.where(package >= 0, self.first[package], -1), cell, channel)
+
+    def _result(self, cycle: Indices, lane: Indices) -> Resident:
+        """Results that leave the SDP lane by lane, as many at once as it takes."""
+        mapping = self._mapping
+        lanes, shape = mapping.atoms.kernels, mapping.shape
+        width = mapping.config.sdp_throughput
+        turns = -(-lanes // width)
+        pass_, rest = np.divmod(cycle, turns * shape.pixels)
+        pixel, turn = np.divmod(rest, turns)
+        group, kgroup = np.divmod(pass_, len(mapping.kernel_groups))
+        kernel = turn * width + lane
+        live = (cycle >= 0) & (group < shape.groups) & (kernel < lanes)
+        last = (len(mapping.channel_blocks) - 1, shape.R - 1, shape.S - 1)
+        atom = mapping.index(kgroup, *last, pixel, group=group)
+        return Resident(np.where(live, atom, -1), kernel, np.zeros_like(kernel))
 
     @staticmethod
     def _since(starts: Indices, cycle: Indices) -> tuple[Indices, Indices]:

@@ -47,6 +47,7 @@ class Replay:
         ConfigError: no images, or labels of another length.
 
     Example:
+        >>> from rasp.faults.population import Stratum
         >>> from rasp.nvdla.config import load
         >>> from rasp.network.lower import lower
         >>> from rasp.rng import words

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rasp import zoo
 from rasp.errors import ConfigError, UnsupportedModelError
-from rasp.faults.models import FAULT_MODELS, FIDELITY_MIX
+from rasp.faults.models import FIDELITY_MIX, FIDELITY_MODELS
 from rasp.faults.population import Stratum, strata
 from rasp.faults.sampling import draw
 from rasp.network.lower import lower
@@ -102,7 +102,7 @@ def test_frequencies_follow_the_weights():
     assert stats.chi2_contingency(joint).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", FAULT_MODELS)
+@pytest.mark.parametrize("name", FIDELITY_MODELS)
 def test_sites_are_uniform_over_bits(lenet, name):
     """Chi-square over the 32 bits, or the top five bits of the random pattern of RD."""
     from scipy import stats
@@ -112,7 +112,7 @@ def test_sites_are_uniform_over_bits(lenet, name):
     trials = draw([Stratum("conv2", name, 1.0)], images=5, seed=1, start=0, count=64_000)
     layer = lenet.layers[1]
     context = LayerContext(layer, lenet.arithmetic, load("nv_small"))
-    sites = FAULT_MODELS[name].draw(context, trials.words)
+    sites = FIDELITY_MODELS[name].draw(context, trials.words)
 
     values = sites.value >> 27 if name == "RD" else sites.bit
     assert stats.chisquare(np.bincount(values, minlength=32)).pvalue > 1e-4

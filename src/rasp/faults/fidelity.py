@@ -1,0 +1,273 @@
+"""The fault models of FIdelity (He et al., MICRO 2020) on a layer of the lowered network.
+
+A model says how a site is drawn and which elements of the layer's output change. Operand upsets
+change one product of every output in reach; nothing is gated, so a zero operand can flip too
+(register-accurate NVDLA models gate it). The reach of 16 that gives ``INPUT16`` and ``WEIGHT16``
+their names is that of nv_full in 16-bit formats; here it is the kernel group and the stripe of the
+accelerator at hand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rasp import rng
+from rasp.faults.bits import flip, pattern
+from rasp.faults.context import FIRST_FREE_WORD, FaultModel, LayerContext
+from rasp.faults.operands import Operands, tensor
+from rasp.faults.sites import Integers, Sites, SparseChange
+
+if TYPE_CHECKING:
+    from rasp.rng import Words
+
+
+class Input(FaultModel):
+    """A stored input value flips before it is used: every product it enters changes."""
+
+    name = "INPUT"
+
+    def draw(self, context: LayerContext, words: Words) -> Sites:
+        """Element of the input map and bit, both uniform."""
+        shape = context.conv.conv
+        element, bit = _uniform(context, words, shape.C * shape.H * shape.W)
+        channel, pixel = np.divmod(element, shape.H * shape.W)
+        return Sites.of(len(words), channel=channel, pixel=pixel, bit=bit)
+
+    def change(
+        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
+    ) -> SparseChange:
+        """Every output whose window holds the element, in every kernel that reads its channel."""
+        del y
+        shape = context.conv.conv
+        rows = torch.arange(len(sites), device=x.device)
+        channel, pixel = tensor(sites.channel, x), tensor(sites.pixel, x)
+        value = x.reshape(len(x), shape.C, -1)[rows, channel, pixel]
+        step = _difference(context, flip(value, tensor(sites.bit, x)), value)
+        in_row, in_column = pixel // shape.W, pixel % shape.W
+        per_group = shape.K // shape.groups
+        within = channel % (shape.C // shape.groups)
+        group = channel // (shape.C // shape.groups)
+        parts = []
+        for r in range(shape.R):
+            for s in range(shape.S):
+                top = in_row + shape.padding[0] - r * shape.dilation[0]
+                left = in_column + shape.padding[1] - s * shape.dilation[1]
+                out_row, out_column = top // shape.stride[0], left // shape.stride[1]
+                used = (top % shape.stride[0] == 0) & (left % shape.stride[1] == 0)
+                used &= (top >= 0) & (out_row < shape.Ho) & (left >= 0) & (out_column < shape.Wo)
+                hit = rows[used]
+                kernel = group[hit, None] * per_group + torch.arange(per_group, device=x.device)
+                out = (out_row * shape.Wo + out_column)[hit, None]
+                weight = _weights(context, x)[kernel, within[hit, None], r, s]
+                delta = step[hit, None] * weight
+                parts.append((hit[:, None].expand_as(delta), kernel, out.expand_as(delta), delta))
+        row, kernel, out, delta = (torch.cat([p[i].flatten() for p in parts]) for i in range(4))
+        return _resum(context, sums, row, kernel, out, delta)
+
+
+class Weight(FaultModel):
+    """A stored weight flips before it is used: its product changes in every pixel of its kernel."""
+
+    name = "WEIGHT"
+
+    def draw(self, context: LayerContext, words: Words) -> Sites:
+        """Weight and bit, both uniform."""
+        element, bit = _uniform(context, words, context.conv.weight.numel())
+        kernel, channel, r, s = np.unravel_index(element, context.conv.weight.shape)
+        return Sites.of(len(words), kernel=kernel, channel=channel, r=r, s=s, bit=bit)
+
+    def change(
+        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
+    ) -> SparseChange:
+        """Every pixel of the kernel."""
+        del y
+        pixels = torch.arange(context.conv.conv.pixels, device=x.device)
+        return _flip_weight(context, sites, x, sums, pixels.expand(len(sites), -1))
+
+
+class Input16(FaultModel):
+    """An activation flips in a register of the MAC array: one pixel, one product, a kernel group.
+
+    Drawn uniformly over the register's uses: kernel group, input channel, tap, output pixel.
+    """
+
+    name = "INPUT16"
+
+    def draw(self, context: LayerContext, words: Words) -> Sites:
+        """Kernel group, channel, tap and output pixel of the use, and the bit."""
+        shape, mapping = context.conv.conv, context.mapping
+        groups, channels = shape.groups, shape.C // shape.groups
+        uses = (groups, len(mapping.kernel_groups), channels, shape.R, shape.S, shape.pixels)
+        element, bit = _uniform(context, words, int(np.prod(uses)))
+        group, portion, channel, r, s, pixel = np.unravel_index(element, uses)
+        starts = np.array([span.start for span in mapping.kernel_groups])
+        kernel = group * (shape.K // shape.groups) + starts[portion]
+        return Sites.of(len(words), kernel=kernel, channel=channel, r=r, s=s, pixel=pixel, bit=bit)
+
+    def change(
+        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
+    ) -> SparseChange:
+        """One pixel in every kernel of the group."""
+        del y
+        shape, mapping = context.conv.conv, context.mapping
+        kernel = tensor(sites.kernel, x)
+        size = max(span.size for span in mapping.kernel_groups)
+        lanes = kernel[:, None] + torch.arange(size, device=x.device)
+        per_group = shape.K // shape.groups
+        present = lanes < torch.minimum(
+            kernel + mapping.atoms.kernels, (kernel // per_group + 1) * per_group
+        ).unsqueeze(1)
+        pixel = tensor(sites.pixel, x)
+        value = _operand(context, sites, x, pixel[:, None]).squeeze(1)
+        step = _difference(context, flip(value, tensor(sites.bit, x)), value)
+        row = torch.arange(len(sites), device=x.device)[:, None].expand_as(lanes)[present]
+        lane = lanes[present]
+        channel, r, s = (tensor(c, x)[row] for c in (sites.channel, sites.r, sites.s))
+        delta = step[row] * _weights(context, x)[lane, channel, r, s]
+        return _resum(context, sums, row, lane, pixel[row], delta)
+
+
+class Weight16(FaultModel):
+    """A weight flips in a register of the MAC array: one kernel, one product, a stripe of pixels.
+
+    Drawn uniformly over weights and over the time a register holds one, so a stripe is drawn with
+    probability proportional to its length.
+    """
+
+    name = "WEIGHT16"
+
+    def draw(self, context: LayerContext, words: Words) -> Sites:
+        """Weight, bit and the first pixel of the stripe."""
+        at = Weight().draw(context, words)
+        pixel = rng.integers(words[:, FIRST_FREE_WORD + 2], context.conv.conv.pixels)
+        stripes = context.mapping.stripes
+        starts = np.array([stripe.start for stripe in stripes])
+        start = starts[np.searchsorted(starts, pixel, side="right") - 1]
+        return Sites.of(
+            len(words),
+            kernel=at.kernel,
+            channel=at.channel,
+            r=at.r,
+            s=at.s,
+            pixel=start,
+            bit=at.bit,
+        )
+
+    def change(
+        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
+    ) -> SparseChange:
+        """Every pixel of the stripe."""
+        del y
+        lengths = {stripe.start: stripe.length for stripe in context.mapping.stripes}
+        length = tensor(np.array([lengths[start] for start in sites.pixel.tolist()]), x)
+        pixels = tensor(sites.pixel, x)[:, None] + torch.arange(
+            max(lengths.values()), device=x.device
+        )
+        inside = pixels < (tensor(sites.pixel, x) + length)[:, None]
+        return _flip_weight(context, sites, x, sums, pixels, inside)
+
+
+class OutputBitFlip(FaultModel):
+    """One bit of one output element flips as it is written."""
+
+    name = "RD_BFLIP"
+    reads_sums = False
+
+    def draw(self, context: LayerContext, words: Words) -> Sites:
+        """Output element and bit, both uniform."""
+        shape = context.conv.conv
+        element, bit = _uniform(context, words, shape.K * shape.pixels)
+        kernel, pixel = np.divmod(element, shape.pixels)
+        return Sites.of(len(words), kernel=kernel, pixel=pixel, bit=bit)
+
+    def change(
+        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
+    ) -> SparseChange:
+        """The element."""
+        del x, sums
+        row = torch.arange(len(sites), device=y.device)
+        kernel, pixel = tensor(sites.kernel, y), tensor(sites.pixel, y)
+        value = flip(y[row, kernel, pixel], tensor(sites.bit, y))
+        return SparseChange(row, kernel * context.conv.conv.pixels + pixel, value)
+
+
+class OutputRandom(FaultModel):
+    """One output element is replaced by uniformly random bits: an upset of local control."""
+
+    name = "RD"
+    reads_sums = False
+
+    def draw(self, context: LayerContext, words: Words) -> Sites:
+        """Output element and the bits that replace it."""
+        at = OutputBitFlip().draw(context, words)
+        bits = context.arithmetic.bits
+        value = (words[:, FIRST_FREE_WORD + 2] >> np.uint64(64 - bits)).astype(np.int64)
+        return Sites.of(len(words), kernel=at.kernel, pixel=at.pixel, value=value)
+
+    def change(
+        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
+    ) -> SparseChange:
+        """The element."""
+        del x, sums
+        row = torch.arange(len(sites), device=y.device)
+        element = tensor(sites.kernel * context.conv.conv.pixels + sites.pixel, y)
+        return SparseChange(row, element, pattern(tensor(sites.value, y), y))
+
+
+def _uniform(context: LayerContext, words: Words, bound: int) -> tuple[Integers, Integers]:
+    """An element below ``bound`` and a bit of the format."""
+    element = rng.integers(words[:, FIRST_FREE_WORD], bound)
+    return element, rng.integers(words[:, FIRST_FREE_WORD + 1], context.arithmetic.bits)
+
+
+def _difference(context: LayerContext, faulty: Tensor, golden: Tensor) -> Tensor:
+    """``faulty - golden`` in the type products are summed in."""
+    wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
+    return faulty.to(wide) - golden.to(wide)
+
+
+def _weights(context: LayerContext, like: Tensor) -> Tensor:
+    """Weights in the type products are summed in, ``(K, C / groups, R, S)``."""
+    wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
+    return context.arithmetic.operands(context.conv).to(like.device, wide)
+
+
+def _operand(context: LayerContext, sites: Sites, x: Tensor, pixels: Tensor) -> Tensor:
+    """Stored inputs that the sites' weights meet in output ``pixels`` ``(n, p)``; 0 in padding."""
+    group = sites.kernel // (context.conv.conv.K // context.conv.conv.groups)
+    row = torch.arange(len(x), device=x.device)[:, None]
+    g, c, r, s = (tensor(at, x)[:, None] for at in (group, sites.channel, sites.r, sites.s))
+    return Operands(context, x).activation(row, g, c, r, s, pixels).value
+
+
+def _flip_weight(
+    context: LayerContext,
+    sites: Sites,
+    x: Tensor,
+    sums: Tensor,
+    pixels: Tensor,
+    inside: Tensor | None = None,
+) -> SparseChange:
+    """One product of each of ``pixels`` ``(n, p)`` where ``inside``, with the flipped weight."""
+    stored = context.arithmetic.operands(context.conv).to(x.device)
+    kernel = tensor(sites.kernel, x)
+    at = (kernel, *(tensor(c, x) for c in (sites.channel, sites.r, sites.s)))
+    step = _difference(context, flip(stored[at], tensor(sites.bit, x)), stored[at])
+    last = context.conv.conv.pixels - 1
+    delta = step[:, None] * _operand(context, sites, x, pixels.clamp(max=last)).to(step.dtype)
+    chosen = torch.ones_like(pixels, dtype=torch.bool) if inside is None else inside
+    rows = torch.arange(len(sites), device=x.device)[:, None].expand_as(pixels)[chosen]
+    return _resum(context, sums, rows, kernel[rows], pixels[chosen], delta[chosen])
+
+
+def _resum(
+    context: LayerContext, sums: Tensor, row: Tensor, kernel: Tensor, pixel: Tensor, delta: Tensor
+) -> SparseChange:
+    """The outputs whose sums change by ``delta``."""
+    faulty = sums[row, kernel, pixel].to(delta.dtype) + delta
+    value = context.arithmetic.finish(context.conv, faulty, kernel)
+    return SparseChange(row, kernel * context.conv.conv.pixels + pixel, value)
