@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rasp.campaign.runner import inject, specify
-from rasp.faults.models import NVDLA_MIX
+from rasp.faults.models import nvdla_mix
 from rasp.faults.population import Stratum
 from rasp.faults.records import read_layers, read_records
 from rasp.nvdla.config import load
@@ -83,7 +83,7 @@ def agree(a, b):
 def test_each_group_of_registers_changes_outputs_as_often_as_the_rtl(layer):
     differing = {
         group: (model, records)
-        for group in NVDLA_MIX(load("nv_small"))
+        for group in nvdla_mix(load("nv_small"))
         if not agree(model := modelled(layer, group), records := recorded(layer, group))
     }
     assert not differing
@@ -92,7 +92,7 @@ def test_each_group_of_registers_changes_outputs_as_often_as_the_rtl(layer):
 @pytest.mark.parametrize("layer", ["A", "D"])
 def test_a_campaign_on_a_recorded_layer_has_the_rate_of_its_records(layer, tmp_path):
     found, small = layer_of(layer), load("nv_small")
-    mix = {name: count for name, count in NVDLA_MIX(small).items() if name != "SDP_OUTPUT"}
+    mix = {name: count for name, count in nvdla_mix(small).items() if name != "SDP_OUTPUT"}
     images, labels = found.x.float(), torch.zeros(1, dtype=torch.int64)
     spec = specify(
         found.network,

@@ -73,7 +73,7 @@ class CampaignSpec(BaseModel):
     fault_models: Annotated[
         dict[Name, Annotated[float, Field(gt=0)]], Field(min_length=1), AfterValidator(_sorted)
     ]
-    layer_weights: Literal["cycles", "macs", "neurons", "uniform"] = "cycles"
+    layer_weights: Literal["cycles", "window", "macs", "neurons", "uniform"] = "cycles"
     layers: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     trials: Annotated[int, Field(gt=0)]
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0

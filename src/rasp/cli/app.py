@@ -21,6 +21,7 @@ from rasp.runs import Interrupted
 if TYPE_CHECKING:
     from rasp.statistics import Rate
 
+GATE_FAILED = 1
 MISSING = 3
 INTERRUPTED = 130
 
@@ -322,16 +323,27 @@ def inject(
     format: Format = None,  # noqa: A002
     trials: Annotated[int, typer.Option(help="Faults to inject.")] = 10_000,
     images: Annotated[int, typer.Option(help="Test images to inject them in.")] = 200,
+    faults: Annotated[
+        str,
+        typer.Option(
+            help="fidelity, nvdla (every datapath flip-flop of the accelerator) or memory "
+            "(its convolution buffer)."
+        ),
+    ] = "fidelity",
     fault_model: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME=WEIGHT, repeatable; by default the FIdelity mix."),
+        typer.Option(help="NAME or NAME=WEIGHT, repeatable; instead of --faults."),
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="Layer to inject in, repeatable; by default all.")
     ] = None,
     layer_weights: Annotated[
-        str, typer.Option(help="cycles, macs, neurons or uniform.")
-    ] = "cycles",
+        str | None,
+        typer.Option(
+            help="cycles, window, macs, neurons or uniform; by default window for nvdla, "
+            "else cycles."
+        ),
+    ] = None,
     accelerator: Accelerator = "nv_small",
     name: Annotated[str | None, typer.Option(help="Label in reports.")] = None,
     weights: Weights = None,
@@ -355,6 +367,7 @@ def inject(
             format=format,
             trials=trials,
             images=images,
+            faults=faults,
             fault_models=models,
             layers=layer,
             layer_weights=layer_weights,
@@ -394,6 +407,9 @@ def report(
     *,
     runs: Annotated[list[Path], typer.Argument(help="Directories 'rasp inject' wrote.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Directory for every figure as PDF and PNG.")
+    ] = None,
     title: Annotated[
         str, typer.Option(help="Heading.")
     ] = "Reliability of pruned and quantised networks",
@@ -402,10 +418,75 @@ def report(
     """Write one self-contained HTML page from finished campaigns."""
     from rasp import verbs
 
-    found = verbs.report(runs, out=out, title=title)
+    found = verbs.report(runs, out=out, figures=figures, title=title)
     Console(json_output=json).result(
-        found.to_dict(), _facts(("verdict", found.verdict), ("report", found.out))
+        found.to_dict(),
+        _facts(
+            ("verdict", found.verdict),
+            ("report", found.out),
+            *(("figure", path) for path in found.figures),
+        ),
     )
+
+
+@app.command()
+def fit(
+    *,
+    run: Annotated[Path, typer.Argument(help="Directory of 'rasp inject --faults nvdla'.")],
+    raw_fit_per_mbit: Annotated[
+        float, typer.Option(help="Upsets per 10^9 hours and 10^6 flip-flops.")
+    ],
+    memory_run: Annotated[
+        Path | None,
+        typer.Option(help="Directory of 'rasp inject --faults memory': count the buffer too."),
+    ] = None,
+    memory_raw_fit_per_mbit: Annotated[
+        float | None, typer.Option(help="The same for memory; the flip-flops' rate by default.")
+    ] = None,
+    clock_mhz: Annotated[float | None, typer.Option(help="Clock, for a frame rate.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second.")] = None,
+    json: Json = False,
+) -> None:
+    """Failures in time: raw rate, activity, failure rate, FIT; datapath and control apart."""
+    from rasp import verbs
+
+    found = verbs.fit(
+        run,
+        raw_fit_per_mbit=raw_fit_per_mbit,
+        memory_run=memory_run,
+        memory_raw_fit_per_mbit=memory_raw_fit_per_mbit,
+        clock_mhz=clock_mhz,
+        fps=fps,
+    )
+    Console(json_output=json).result(
+        found.to_dict(),
+        Table([*found.headings], found.rows, notes=["", *found.footnotes]),
+    )
+
+
+@app.command("rtl-check")
+def rtl_check(
+    *,
+    files: Annotated[
+        list[Path], typer.Argument(help="Records (JSON lines, gzipped or not); layers.json beside.")
+    ],
+    accelerator: Accelerator = "nv_small",
+    json: Json = False,
+) -> None:
+    """Compare the fault models with upsets simulated in NVDLA's RTL; exit 1 on a mismatch."""
+    from rasp.faults.rtl import check
+
+    found = check(files, accelerator=accelerator)
+    Console(json_output=json).result(
+        found.to_dict(),
+        Table(
+            ["register class", ">records", ">modelled", ">exact", ">mismatches"],
+            [[str(value) for value in row] for row in found.rows],
+            notes=["", *found.footnotes],
+        ),
+    )
+    if not found.ok:
+        raise typer.Exit(GATE_FAILED)
 
 
 @app.command("ls")

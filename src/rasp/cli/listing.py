@@ -41,7 +41,7 @@ def _criteria() -> dict[str, str]:
 def _fault_models() -> dict[str, str]:
     from rasp.faults.models import FAULT_MODELS
 
-    return {name: _summary(type(model)) for name, model in FAULT_MODELS.items()}
+    return {name: model.summary for name, model in FAULT_MODELS.items()}
 
 
 def _accelerators() -> dict[str, str]:

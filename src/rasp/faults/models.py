@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from rasp.errors import unknown_name
 from rasp.faults.context import FaultModel, LayerContext
+from rasp.faults.control import StreamShift, StripeRandom
 from rasp.faults.fidelity import Input, Input16, OutputBitFlip, OutputRandom, Weight, Weight16
 from rasp.faults.registers import REGISTER_MODELS, nvdla_mix
 
 __all__ = [
+    "CONTROL_MODELS",
     "FAULT_MODELS",
     "FIDELITY_MIX",
     "FIDELITY_MODELS",
-    "NVDLA_MIX",
     "FaultModel",
     "LayerContext",
     "fault_model",
+    "nvdla_mix",
 ]
 
 FIDELITY_MODELS: dict[str, FaultModel] = {
@@ -23,7 +25,12 @@ FIDELITY_MODELS: dict[str, FaultModel] = {
 }
 """FIdelity's models by the names its authors gave them."""
 
-FAULT_MODELS: dict[str, FaultModel] = {**FIDELITY_MODELS, **REGISTER_MODELS}
+CONTROL_MODELS: dict[str, FaultModel] = {
+    model.name: model for model in (StreamShift(), StripeRandom())
+}
+"""Patterns of control upsets; never part of a datapath mix."""
+
+FAULT_MODELS: dict[str, FaultModel] = {**FIDELITY_MODELS, **REGISTER_MODELS, **CONTROL_MODELS}
 """Every fault model by name."""
 
 FIDELITY_MIX: dict[str, float] = {
@@ -36,9 +43,6 @@ FIDELITY_MIX: dict[str, float] = {
 }
 """Flip-flop share times activeness of each model, from FIdelity's public ``fit_calc`` example for
 ResNet-50 on nv_full; global control is left out."""
-
-NVDLA_MIX = nvdla_mix
-"""Flip-flops of each register model on an accelerator."""
 
 
 def fault_model(name: str) -> FaultModel:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from rasp.errors import ConfigError, unknown_name
-from rasp.faults.models import fault_model
-from rasp.nvdla.cycles import layer_cycles
+from rasp.faults.models import FIDELITY_MIX, fault_model, nvdla_mix
+from rasp.nvdla.cycles import layer_cycles, layer_window
 from rasp.nvdla.mapping import check
 
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from rasp.network.graph import Conv, Network
     from rasp.nvdla.config import AcceleratorConfig
 
-LayerWeights = Literal["cycles", "macs", "neurons", "uniform"]
+LayerWeights = Literal["cycles", "window", "macs", "neurons", "uniform"]
+Mix = Literal["fidelity", "nvdla", "memory"]
+MIXES: tuple[str, ...] = get_args(Mix)
 
 
 class Stratum(NamedTuple):
@@ -25,6 +29,47 @@ class Stratum(NamedTuple):
     layer: str
     model: str
     weight: float
+
+
+def mix(name: str, network: Network, accelerator: AcceleratorConfig) -> dict[str, float]:
+    """Fault models and weights of a named population.
+
+    Args:
+        name: ``"fidelity"`` (FIdelity's models by its public flip-flop shares and activity),
+            ``"nvdla"`` (every datapath and gate flip-flop of the accelerator, dead time included)
+            or ``"memory"`` (bits of the convolution buffer that hold inputs and weights).
+        network: what runs.
+        accelerator: what it runs on.
+
+    Raises:
+        ConfigError: no mix has that name.
+    """
+    match name:
+        case "fidelity":
+            return dict(FIDELITY_MIX)
+        case "nvdla":
+            return nvdla_mix(accelerator)
+        case "memory":
+            cycles = [layer_cycles(layer.conv, accelerator).total for layer in network.layers]
+            inputs = [layer.conv.C * layer.conv.H * layer.conv.W for layer in network.layers]
+            weights = [layer.weight.numel() for layer in network.layers]
+            return {
+                "INPUT": float(np.average(inputs, weights=cycles)),
+                "WEIGHT": float(np.average(weights, weights=cycles)),
+            }
+        case _:
+            raise unknown_name("fault population", name, MIXES)
+
+
+def occupancy(network: Network, accelerator: AcceleratorConfig) -> float:
+    """Share of the convolution buffer that holds a layer's inputs and weights, by cycles."""
+    room = accelerator.cbuf_bytes * 8 / accelerator.datapath(network.format).operand_bits
+    filled = [
+        min(1.0, (layer.conv.C * layer.conv.H * layer.conv.W + layer.weight.numel()) / room)
+        for layer in network.layers
+    ]
+    cycles = [layer_cycles(layer.conv, accelerator).total for layer in network.layers]
+    return float(np.average(filled, weights=cycles))
 
 
 def strata(
@@ -44,7 +89,8 @@ def strata(
         network: what runs.
         accelerator: what it runs on; every layer must fit it.
         models: weight of each fault model, any positive scale.
-        layer_weights: ``"cycles"``, ``"macs"``, ``"neurons"`` or ``"uniform"``.
+        layer_weights: ``"cycles"`` (first to last atom), ``"window"`` (with lead-in and drain, the
+            time register models draw a cycle from), ``"macs"``, ``"neurons"`` or ``"uniform"``.
         layers: names of the layers to draw in; all if ``None``.
 
     Raises:
@@ -80,6 +126,8 @@ def _share(layer: Conv, number_format: str, config: AcceleratorConfig, weights: 
     match weights:
         case "cycles":
             return layer_cycles(layer.conv, config, number_format).total
+        case "window":
+            return layer_window(layer.conv, config, number_format)
         case "macs":
             return layer.conv.macs
         case "neurons":

@@ -101,6 +101,25 @@ class RtlReport:
         """Lines of a table: every class with records, then the sum."""
         return (*self.classes, self.total)
 
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        """One line for each reason of having no prediction, bad line and mismatch."""
+        reasons: dict[str, Counter[str]] = defaultdict(Counter)
+        for entry in self.unmodelled:
+            reasons[entry.reason][entry.register_class] += entry.records
+        return (
+            *(
+                f"{reason}: {', '.join(f'{name} {n}' for name, n in sorted(classes.items()))}"
+                for reason, classes in reasons.items()
+            ),
+            *(f"malformed: {line}" for line in self.malformed),
+            *(
+                f"mismatch: {entry.place}, layer {entry.layer}, {entry.register} bit {entry.bit} "
+                f"cycle {entry.cycle}: {entry.difference}"
+                for entry in self.mismatches
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
         total = self.total._asdict()

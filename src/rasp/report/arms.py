@@ -46,6 +46,8 @@ class Arm(BaseModel):
         cells: SDC-1 per layer and bit.
         exposure: what turns a rate per fault into failures per inference; ``None`` where faults
             were not drawn by the layers' cycles.
+        activity: share of the faults that hit a live value.
+        buffer_occupancy: share of the convolution buffer that holds inputs and weights.
         images: injected images.
         trials: injected faults.
         spec: the campaign's specification, ``spec_digest`` its identity.
@@ -72,6 +74,8 @@ class Arm(BaseModel):
     by_model: dict[str, Rate]
     cells: tuple[Cell, ...]
     exposure: Exposure | None
+    activity: Rate
+    buffer_occupancy: float
     images: int
     trials: int
     spec: dict[str, Any]

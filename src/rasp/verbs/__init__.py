@@ -7,6 +7,7 @@ raises :class:`rasp.errors.RaspError` for what a user can mend, and has then wri
 
 from __future__ import annotations
 
+from rasp.verbs._fit import Fit, fit
 from rasp.verbs._inject import Injected, inject
 from rasp.verbs._prune import Pruned, prune
 from rasp.verbs._quantize import Quantized, quantize
@@ -15,12 +16,14 @@ from rasp.verbs._train import Evaluated, Trained, evaluate, train
 
 __all__ = [
     "Evaluated",
+    "Fit",
     "Injected",
     "Pruned",
     "Quantized",
     "Reported",
     "Trained",
     "evaluate",
+    "fit",
     "inject",
     "prune",
     "quantize",

@@ -36,9 +36,10 @@ def inject(
     format: str | None = None,  # noqa: A002
     trials: int = 10_000,
     images: int = 200,
+    faults: str = "fidelity",
     fault_models: Mapping[str, float] | None = None,
     layers: Sequence[str] | None = None,
-    layer_weights: str = "cycles",
+    layer_weights: str | None = None,
     accelerator: str | Path = "nv_small",
     name: str | None = None,
     data: str | None = None,
@@ -59,9 +60,13 @@ def inject(
         format: ``fp32``, ``fp16`` or ``int8``; ``int8`` for a quantised checkpoint, else ``fp32``.
         trials: faults to inject.
         images: test images they are injected in.
-        fault_models: weight of each fault model; the FIdelity mix by default.
+        faults: population that faults are drawn from: ``fidelity``, ``nvdla`` (every datapath
+            flip-flop of the accelerator) or ``memory`` (its convolution buffer).
+        fault_models: weight of each fault model, instead of ``faults``.
         layers: layers to inject in; all by default.
-        layer_weights: a layer's share goes by ``cycles``, ``macs``, ``neurons`` or ``uniform``.
+        layer_weights: a layer's share goes by ``cycles``, ``window`` (with lead-in and drain),
+            ``macs``, ``neurons`` or ``uniform``; by default ``window`` for ``nvdla``, else
+            ``cycles``.
         accelerator: configuration whose mapping and cycles are used.
         name: label in reports; criterion and kept MACs by default.
         data: data set; a checkpoint knows its own.
@@ -78,9 +83,11 @@ def inject(
     import torch
 
     from rasp.campaign import runner
+    from rasp.faults.population import mix
     from rasp.nvdla import config
 
-    chosen = _fault_models(fault_models)
+    _check_faults(faults, fault_models)
+    shares = layer_weights or ("window" if faults == "nvdla" and not fault_models else "cycles")
     loading.check_format(format)
     for option, value in (("--trials", trials), ("--images", images)):
         if value < 1:
@@ -105,9 +112,9 @@ def inject(
         hardware,
         model=loaded.name,
         data=loaded.dataset.name,
-        fault_models=chosen,
+        fault_models=fault_models or mix(faults, network, hardware),
         trials=trials,
-        layer_weights=layer_weights,
+        layer_weights=shares,
         layers=layers,
         seed=seed,
         confidence=confidence,
@@ -134,6 +141,7 @@ def inject(
         trials=trials,
         images=images,
         fault_model=[f"{key}={value:g}" for key, value in (fault_models or {}).items()],
+        faults=None if fault_models else faults,
         layer=list(layers or ()),
         layer_weights=layer_weights,
         accelerator=accelerator,
@@ -153,13 +161,14 @@ def inject(
     return Injected(out=target, arm=arm)
 
 
-def _fault_models(weights: Mapping[str, float] | None) -> dict[str, float]:
-    from rasp.faults.models import FAULT_MODELS, FIDELITY_MIX
+def _check_faults(faults: str, weights: Mapping[str, float] | None) -> None:
+    from rasp.faults.models import fault_model
+    from rasp.faults.population import MIXES
 
+    if faults not in MIXES:
+        raise unknown_name("fault population", faults, MIXES)
     for name in weights or ():
-        if name not in FAULT_MODELS:
-            raise unknown_name("fault model", name, FAULT_MODELS)
-    return dict(weights or FIDELITY_MIX)
+        fault_model(name)
 
 
 def _facts(
@@ -167,17 +176,21 @@ def _facts(
 ) -> dict[str, Any]:
     from rasp import complexity
     from rasp.analysis.exposure import exposure
-    from rasp.nvdla.cycles import layer_cycles
-    from rasp.nvdla.registers import registers
+    from rasp.faults.population import occupancy
+    from rasp.faults.registers import nvdla_mix
+    from rasp.nvdla.cycles import layer_cycles, layer_window
 
     spec = result.spec
     cycles = {
         layer.name: layer_cycles(layer.conv, hardware, network.format).total
         for layer in network.layers
     }
-    bits = sum(entry.flip_flops for entry in registers(hardware) if entry.kind == "datapath")
+    windows = {
+        layer.name: layer_window(layer.conv, hardware, network.format) for layer in network.layers
+    }
+    exposed = {"cycles": cycles, "window": windows}.get(spec.layer_weights)
+    bits = sum(nvdla_mix(hardware).values())
     size = complexity.count(loaded.model, loaded.example)
-    by_cycles = spec.layer_weights == "cycles"
     return {
         "network": spec.model,
         "criterion": None if loaded.plan is None else loaded.plan.criterion,
@@ -196,7 +209,9 @@ def _facts(
             for key, rate in result.rates("sdc1", "layer", "bit").items()
             if isinstance(key, tuple)
         ),
-        "exposure": exposure(result, cycles=cycles, register_bits=bits) if by_cycles else None,
+        "exposure": exposed and exposure(result, cycles=exposed, register_bits=bits),
+        "activity": result.activity,
+        "buffer_occupancy": occupancy(network, hardware),
         "images": spec.images,
         "trials": result.trials,
         "spec": spec.model_dump(mode="json"),

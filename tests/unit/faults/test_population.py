@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from rasp import zoo
 from rasp.errors import ConfigError, UnsupportedModelError
 from rasp.faults.models import FIDELITY_MIX, FIDELITY_MODELS
-from rasp.faults.population import Stratum, strata
+from rasp.faults.population import Stratum, mix, occupancy, strata
 from rasp.faults.sampling import draw
 from rasp.network.lower import lower
 from rasp.nvdla.config import load
-from rasp.nvdla.cycles import layer_cycles
+from rasp.nvdla.cycles import layer_cycles, layer_window
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def test_weights_are_cycles_times_share_and_sum_to_one(lenet):
         ("uniform", lambda _: 1),
         ("macs", lambda c: c.conv.macs),
         ("neurons", lambda c: c.conv.K * c.conv.pixels),
+        ("window", lambda c: layer_window(c.conv, load("nv_small"))),
     ],
 )
 def test_other_layer_weights(lenet, weights, share):
@@ -64,6 +65,29 @@ def test_other_layer_weights(lenet, weights, share):
 def test_what_is_not_allowed_is_named(lenet, arguments, message):
     with pytest.raises(ConfigError, match=message):
         strata(lenet, load("nv_small"), **arguments)
+
+
+def test_named_mixes(lenet):
+    config = load("nv_small")
+
+    assert mix("fidelity", lenet, config) == FIDELITY_MIX
+    assert mix("nvdla", lenet, config)["MAC_SUM"] == 456 + 304
+    memory = mix("memory", lenet, config)
+    cycles = [layer_cycles(layer.conv, config).total for layer in lenet.layers]
+    inputs = [28 * 28, 6 * 12 * 12, 256, 120, 84]
+    mean = sum(c * n for c, n in zip(cycles, inputs, strict=True)) / sum(cycles)
+    assert memory["INPUT"] == pytest.approx(mean)
+    with pytest.raises(ConfigError, match="Did you mean 'nvdla'"):
+        mix("nvdl", lenet, config)
+
+
+def test_occupancy_is_the_filled_share_of_the_buffer(lenet):
+    config = load("nv_small")
+    cycles = [layer_cycles(layer.conv, config).total for layer in lenet.layers]
+    held = [784 + 150, 864 + 2400, 256 + 30720, 120 + 10080, 84 + 840]
+
+    mean = sum(c * n for c, n in zip(cycles, held, strict=True)) / sum(cycles)
+    assert occupancy(lenet, config) == pytest.approx(mean / (128 * 1024), rel=1e-9)
 
 
 def test_a_network_without_layers_has_no_population():

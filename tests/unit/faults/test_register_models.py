@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from rasp.faults.context import LayerContext
-from rasp.faults.models import FAULT_MODELS, NVDLA_MIX
+from rasp.faults.models import FAULT_MODELS, nvdla_mix
 from rasp.faults.population import Stratum
 from rasp.faults.registers import REGISTER_MODELS
 from rasp.network.float_ops import FloatArithmetic
@@ -58,7 +58,7 @@ def test_the_layout_counts_the_flip_flops_of_nv_small():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_mix_is_the_flip_flops_of_the_accelerator(name):
-    mix = NVDLA_MIX(load(name))
+    mix = nvdla_mix(load(name))
     assert set(mix) <= set(GROUPS) <= set(FAULT_MODELS)
     assert mix == {key: count for key, count in flip_flops(load(name)).items() if count}
     assert mix["ACTIVATION_CELL"] == load(name).flip_flops.get(
