@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_NEAREST, _MANY = 5, 40
+
 
 class RaspError(Exception):
     """Base of every error that is printed as one sentence, without a traceback."""
@@ -46,13 +48,17 @@ def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> ConfigError:
         allowed: every name that would have been accepted.
 
     Returns:
-        A :class:`ConfigError` naming the value, the nearest match and the allowed names.
+        A :class:`ConfigError` naming the value, the nearest match and the allowed names; of very
+        many names only the nearest.
 
     Example:
         >>> print(unknown_name("criterion", "magnitud", ["magnitude", "taylor"]))
         Unknown criterion 'magnitud'. Did you mean 'magnitude'? Allowed: magnitude, taylor.
     """
     names = sorted(allowed)
-    near = get_close_matches(got, names, n=1)
+    near = get_close_matches(got, names, n=_NEAREST)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"Unknown {kind} '{got}'.{hint} Allowed: {', '.join(names)}.")
+    if len(names) <= _MANY:
+        return ConfigError(f"Unknown {kind} '{got}'.{hint} Allowed: {', '.join(names)}.")
+    others = f", nearest: {', '.join(near)}" if near else f", from {names[0]} to {names[-1]}"
+    return ConfigError(f"Unknown {kind} '{got}'.{hint} Allowed: {len(names)} names{others}.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from rasp import checkpoint, data, zoo
-from rasp.errors import ConfigError, PrerequisiteError, unknown_name
+from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError, unknown_name
 from rasp.nvdla.config import FORMATS
 from rasp.progress import Progress, silent
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from rasp.network.graph import Network
     from rasp.pruning.plan import PruningPlan
+
+Record = TypeVar("Record", bound=BaseModel)
 
 CALIBRATION_IMAGES = 256
 """Training images that activations are calibrated on unless the caller says otherwise."""
@@ -104,10 +108,13 @@ def open_model(
             Path(model), data_name, data_dir, trust_factory=trust_factory, progress=progress
         )
     name = str(model)
-    if data_name is None:
-        raise ConfigError(f"Model '{name}' needs a data set. Allowed: {', '.join(data.DATASETS)}.")
     if ":" not in name and name not in zoo.MODELS:
-        raise unknown_name("model", name, zoo.MODELS)
+        raise unknown_name("model", name, [*zoo.MODELS, "a checkpoint directory"])
+    if data_name is None:
+        raise ConfigError(
+            f"Model '{name}' needs a data set: give --data. "
+            f"Allowed: {', '.join(data.DATASETS)}, PATH.npz."
+        )
     if weights is not None and not weights.is_file():
         raise PrerequisiteError(f"There is no weight file '{weights}'. Check the path.")
     if weights is None and seed is None and (":" not in name or _is_hub(name)):
@@ -126,7 +133,9 @@ def open_model(
     return loaded
 
 
-def network_of(loaded: Loaded, number_format: str, *, calibration: int, seed: int) -> Network:
+def network_of(
+    loaded: Loaded, number_format: str, *, calibration: int = CALIBRATION_IMAGES, seed: int = 0
+) -> Network:
     """Lower a network and put it into a number format.
 
     Args:
@@ -153,17 +162,18 @@ def network_of(loaded: Loaded, number_format: str, *, calibration: int, seed: in
 
 
 def calibration_split(loaded: Loaded, count: int, seed: int) -> data.Split:
-    """``count`` training images, all of them if there are fewer.
+    """``count`` training images; for the default number, all of a smaller set.
 
     Raises:
-        ConfigError: ``count`` is below 1.
+        ConfigError: ``count`` is below 1 or above the number of training images.
     """
     train = loaded.dataset.train
-    if count < 1:
-        raise ConfigError(
-            f"The calibration set is empty: got {count} images. Give 1 to {len(train)}."
-        )
-    return train.take(min(count, len(train)), seed)
+    if count == CALIBRATION_IMAGES:
+        count = min(count, len(train))
+    if not 1 <= count <= len(train):
+        empty = "The calibration set is empty: g" if count < 1 else "G"
+        raise ConfigError(f"{empty}ot {count} images to calibrate on. Give 1 to {len(train)}.")
+    return train.take(count, seed)
 
 
 def check_format(number_format: str | None) -> None:
@@ -188,6 +198,7 @@ def _read_checkpoint(
 ) -> Loaded:
     from rasp.pruning import pruner
     from rasp.pruning.plan import PruningPlan
+    from rasp.quantization.calibrate import QuantizationRecord
 
     saved = checkpoint.read(directory)
     chosen = data_name or saved.data
@@ -197,14 +208,28 @@ def _read_checkpoint(
     if saved.mean:
         dataset = replace(dataset, mean=saved.mean, std=saved.std)
     _check_shape(str(directory), saved.spec, dataset)
-    module = zoo.build(saved.spec, trust_factory=trust_factory)
-    plan = None
-    if saved.plan is not None:
-        plan = PruningPlan.model_validate(saved.plan)
+    module = zoo.build(saved.spec, trust_factory=trust_factory).eval()
+    plan = _valid(PruningPlan, saved.plan, directory)
+    _valid(QuantizationRecord, saved.quantization, directory)
+    if plan is not None:
         module = pruner.replay(module, plan, dataset.tensor(dataset.train[:1]))
     zoo.load_state(module, saved.state, source=f"Checkpoint '{directory}'")
     identity = digest_of(directory / checkpoint.STATE_FILE)
-    return Loaded(module.eval(), saved.spec, dataset, identity, plan, saved.quantization)
+    loaded = Loaded(module, saved.spec, dataset, identity, plan, saved.quantization)
+    _check_output(loaded)
+    return loaded
+
+
+def _valid(kind: type[Record], content: dict[str, Any] | None, directory: Path) -> Record | None:
+    try:
+        return None if content is None else kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreMismatchError(
+            f"'{directory / checkpoint.HEADER_FILE}' holds no {kind.__name__} of this version: "
+            f"{where}: {first['msg']}."
+        ) from None
 
 
 def _check_shape(name: str, spec: zoo.ModelSpec, dataset: data.Dataset) -> None:
@@ -222,11 +247,17 @@ def _check_output(loaded: Loaded) -> None:
     try:
         with torch.inference_mode():
             output = loaded.model(loaded.example)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # of the user's model, so of any type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"Model '{loaded.spec.model}' does not take images of shape "
-            f"{loaded.dataset.input_shape}: {str(error).splitlines()[0]}"
+            f"{loaded.dataset.input_shape}: {reason}"
         ) from error
+    if isinstance(output, torch.Tensor) and not output.isfinite().all():
+        raise ConfigError(
+            f"Model '{loaded.spec.model}' gives NaN or infinite logits for an image of "
+            f"'{loaded.dataset.name}'. Check the weights and the normalisation."
+        )
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (1, loaded.dataset.classes):
         raise ConfigError(

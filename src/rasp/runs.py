@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rasp import checkpoint, provenance
-from rasp.errors import StoreMismatchError
+from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,7 +44,13 @@ def resumable(out: Path) -> Iterator[None]:
 
 
 def directory(out: str | Path | None, prefix: str) -> Path:
-    """The directory to write: ``out``, or the next free ``runs/<prefix>-NNN``. Nothing is made."""
+    """The directory to write: ``out``, or the next free ``runs/<prefix>-NNN``. Nothing is made.
+
+    Raises:
+        ConfigError: ``out``, or a part of its path, is a file.
+        PrerequisiteError: nothing may be written there.
+    """
+    check_writable(RUNS if out is None else Path(out))
     if out is not None:
         return Path(out)
     taken = [
@@ -52,6 +59,22 @@ def directory(out: str | Path | None, prefix: str) -> Path:
         if (found := re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name))
     ]
     return RUNS / f"{prefix}-{max(taken, default=0) + 1:03d}"
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a directory that could not be made or written, before the work that fills it.
+
+    Raises:
+        ConfigError: the path, or a part of it, is a file.
+        PrerequisiteError: nothing may be written there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"Cannot write into '{folder}': '{there}' is a file. Name a directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PrerequisiteError(
+            f"Cannot write into '{folder}': no permission for '{there}'. Name another directory."
+        )
 
 
 def finished(target: Path, arguments: Mapping[str, Any]) -> Checkpoint | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+_ROUNDING = 1e-12
 _LARGEST_WITH_TWO_DIGITS = 3.55
 """Leading digits up to which an uncertainty is printed with two (Particle Data Group's rule)."""
 
@@ -45,6 +46,23 @@ class Rate:
     events: int
     confidence: float
     method: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rate, for files that strangers wrote."""
+        inside = 0 <= self.low <= self.estimate + _ROUNDING <= self.high + 2 * _ROUNDING
+        if not (
+            0 <= self.events <= self.n
+            and self.n >= 1
+            and 0 < self.n_effective < math.inf
+            and inside
+            and 0 < self.high <= 1
+            and self.low < 1
+            and 0 < self.confidence < 1
+        ):
+            raise ConfigError(
+                f"Not a rate: {self.events} events of n = {self.n}, estimate {self.estimate} "
+                f"[{self.low}, {self.high}] at confidence {self.confidence}."
+            )
 
     @property
     def half_width(self) -> float:

@@ -184,6 +184,11 @@ def fit(
                 x = augmented(images[index], dataset.augment if config.augment else "none")
                 with autocast():
                     logits = model(dataset.normalise(x).to(memory_format=torch.channels_last))
+                if not isinstance(logits, Tensor):
+                    raise ConfigError(
+                        f"While training, {type(model).__name__} gives {type(logits).__name__}; it "
+                        "must give one tensor of logits (N, classes). Switch other heads off."
+                    )
                 mean = nn.functional.cross_entropy(
                     logits.float(), labels[index], label_smoothing=config.label_smoothing
                 )

@@ -115,3 +115,34 @@ def test_a_wrong_record_is_a_failed_gate(tmp_path):
     found = json.loads(result.stdout)
     assert len(found["mismatches"]) == 1
     assert f"records.jsonl:{len(lines) + 1}" in found["malformed"][0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "message"),
+    [
+        ([], 2, "There is no record in"),
+        (["[]"], 1, "a record must be dict"),
+        (['{"atom": {"n": 99999999}}'], 1, "atom 99999999 of a layer with 1512"),
+        (['{"bit": 9223372036854775808}'], 1, "there is no bit 9223372036854775808"),
+        (['{"layer": "Z"}'], 0, "layer Z is not in layers.json"),
+        (['{"cls": "cmac_sum", "var": "sum_out_d0_d1", "bit": 40}'], 0, "bit beyond the registers"),
+    ],
+)
+def test_impossible_records_are_named(tmp_path, lines, code, message):
+    shutil.copy(SAMPLE / "layers.json", tmp_path)
+    [source] = SAMPLE.glob("*layer-A*")
+    first = next(
+        record
+        for line in gzip.decompress(source.read_bytes()).splitlines()
+        if (record := json.loads(line))["cls"] == "cmac_sum" and record["atom"]
+    )
+    made = []
+    for line in lines:
+        change = json.loads(line)
+        made.append(json.dumps({**first, **change} if isinstance(change, dict) else change))
+    (tmp_path / "records.jsonl").write_text("".join(line + "\n" for line in made))
+
+    result = run("rtl-check", tmp_path / "records.jsonl", code=code)
+
+    assert message in result.output
+    assert "Traceback" not in result.output

@@ -111,7 +111,10 @@ def dataset(**change) -> Dataset:
         ({"test": Split(np.zeros((1, 3, 2, 2)), np.array([0]))}, "test images have shape"),
         ({"classes": 2}, "train label 2 is not below the number of classes, 2"),
         ({"mean": (0.5, 0.5)}, "mean and std need 1 values each"),
-        ({"std": (0.0,)}, "std above 0"),
+        ({"std": (0.0,)}, "std from 0.001 to 1000"),
+        ({"std": (float("inf"),)}, "std from 0.001 to 1000"),
+        ({"mean": (float("nan"),)}, "mean within"),
+        ({"mean": (1e30,)}, "mean within"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_named(change, text):

@@ -9,7 +9,7 @@ import pytest
 
 from rasp.analysis.exposure import Exposure
 from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
-from rasp.report import arms, figures, html
+from rasp.report import arms, figures, html, plotly_figures
 from rasp.report.verdict import verdict
 from rasp.statistics import clustered_rate, wilson
 
@@ -39,6 +39,8 @@ def make_arm(name="dense", *, number_format="int8", events=200, cycles=10_000, c
             for layer in ("conv1", "fc1")
             for bit in range(bits)
         ),
+        "activity": wilson(1, 1),
+        "buffer_occupancy": 0.5,
         "exposure": Exposure(register_bits=30_000, cycles=cycles, rate=sdc),
         "images": 100,
         "trials": 20_000,
@@ -144,10 +146,63 @@ def test_pareto_info_has_a_panel_a_format_with_dense_at_one():
     info = figures.pareto_info(STUDY)
 
     assert list(info.panels) == ["fp32", "int8"]
+    assert info.criteria == ("dense", "magnitude", "reliability", "taylor")
     assert [p.failures for p in info.panels["int8"] if p.criterion == "dense"] == [1.0]
-    for points in info.panels.values():
-        for point in points:
-            assert point.low <= point.failures <= point.high
+    for point in info.points:
+        assert point.low <= point.failures <= point.high
+        assert not point.bound
+    assert info.note == "Bars: 95 % intervals; n = 20 000 faults each."
+
+
+def test_pareto_info_draws_networks_of_the_same_widths_beside_each_other():
+    dense, magnitude, reliability, _ = figures.pareto_info(STUDY).panels["int8"]
+
+    assert dense.place == dense.cycles
+    assert magnitude.cycles == reliability.cycles == 5_000
+    assert magnitude.place < reliability.place == 5_000
+
+
+def test_pareto_info_shows_the_bound_where_nothing_failed():
+    never = make_arm("magnitude 50 %", events=0, cycles=5_000)
+    info = figures.pareto_info((STUDY[2], never))
+    [_, point] = info.points
+
+    assert point.bound
+    assert point.failures == point.high == arms.relative_failures(never, (STUDY[2], never)).high
+    assert "nothing failed" in info.note
+
+
+def test_pareto_info_names_what_it_leaves_out():
+    never = make_arm("dense", events=0)
+    info = figures.pareto_info((never, STUDY[3]))
+
+    assert info.left_out == ("magnitude 50 %, INT8",)
+    assert "no ratio for magnitude 50 %, INT8" in info.note
+
+
+def test_models_info_keeps_networks_apart_and_models_in_order():
+    info = figures.models_info(STUDY[2:4])
+
+    assert info.models == ("RD", "WEIGHT")
+    assert info.networks["dense, INT8"][0] == ("RD", *(100 * x for x in _rd()), 900)
+    heights = [info.height(network, model) for model in info.models for network in (0, 1)]
+    assert heights == sorted(set(heights))
+    assert info.note == "Bars: 95 % intervals; n = 900 to 4 000 faults a point."
+
+
+def _rd():
+    rate = wilson(30, 900)
+    return rate.estimate, rate.low, rate.high
+
+
+def test_study_shows_dense_beside_the_network_of_the_verdict():
+    study = figures.study_figures(STUDY)
+
+    assert [[info.title for info in row] for row in study.heat] == [
+        ["dense, INT8", "reliability 50 %, INT8"]
+    ]
+    assert list(study.models.networks) == ["dense, INT8", "reliability 50 %, INT8"]
+    assert figures.study_figures(STUDY[2:3]).pareto is None
 
 
 def test_heat_map_info_keeps_layers_in_order_and_bits_from_the_top():
@@ -170,6 +225,18 @@ def test_heat_map_info_leaves_cells_without_faults_empty():
 
     assert info.percent == ((10.0, None), (None, 20.0))
     assert info.trials == ((10, 0), (0, 10))
+    assert info.note == "n = 10 faults a cell."
+
+
+def test_page_figures_show_the_numbers_of_their_info():
+    study = figures.study_figures(STUDY)
+    drawn = plotly_figures.pareto(study.pareto)
+    failures = sorted(y for trace in drawn.data for y in trace.y)
+    assert failures == sorted(point.failures for point in study.pareto.points)
+    drawn = plotly_figures.heat_map(study.heat[0][0])
+    assert tuple(map(tuple, drawn.data[0].z)) == study.heat[0][0].percent
+    dots = plotly_figures.fault_models(study.models).data[1]
+    assert list(dots.x) == [p.percent for p in study.models.networks["reliability 50 %, INT8"]]
 
 
 def test_page_has_its_sections_in_order(page):

@@ -73,9 +73,9 @@ class CampaignSpec(BaseModel):
     fault_models: Annotated[
         dict[Name, Annotated[float, Field(gt=0)]], Field(min_length=1), AfterValidator(_sorted)
     ]
-    layer_weights: Literal["cycles", "window", "macs", "neurons", "uniform"] = "cycles"
+    layer_weights: Literal["cycles", "window", "storage", "macs", "neurons", "uniform"] = "cycles"
     layers: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
-    trials: Annotated[int, Field(gt=0)]
+    trials: Annotated[int, Field(gt=0, le=10**9)]
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 

@@ -218,6 +218,7 @@ def open_or_create(path: str | Path, spec: CampaignSpec, *, chunk: int = CHUNK) 
         StoreMismatchError: the file belongs to another specification or schema, is damaged or is
             no campaign store (it is left as it is), or another process is filling it.
         ConfigError: nothing can be written at ``path``, or ``chunk < 1``.
+        PrerequisiteError: the disk is full.
     """
     path = Path(path)
     if chunk < 1:
@@ -272,16 +273,22 @@ def read(path: str | Path) -> Contents:
 def _create(path: Path, spec: CampaignSpec, chunk: int) -> None:
     """Build the file beside its place and move it there whole."""
     new = path.with_name(f"{path.name}.new")
-    for leftover in (new, Path(f"{new}-wal"), Path(f"{new}-shm")):
+    beside = (new, Path(f"{new}-wal"), Path(f"{new}-shm"))
+    for leftover in beside:
         leftover.unlink(missing_ok=True)
-    with closing(sqlite3.connect(new)) as connection:
-        connection.executescript(_SCHEMA)
-        with connection:
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [("spec", spec.to_json()), ("chunk", str(chunk))],
-            )
-    new.replace(path)
+    try:
+        with closing(sqlite3.connect(new)) as connection:
+            connection.executescript(_SCHEMA)
+            with connection:
+                connection.executemany(
+                    "INSERT INTO meta VALUES (?, ?)",
+                    [("spec", spec.to_json()), ("chunk", str(chunk))],
+                )
+        new.replace(path)
+    except sqlite3.OperationalError as error:
+        for unfinished in beside:
+            unfinished.unlink(missing_ok=True)
+        raise PrerequisiteError(f"Cannot write a store at '{path}': {error}.") from error
 
 
 def _reader(path: Path) -> sqlite3.Connection:

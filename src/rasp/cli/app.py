@@ -39,7 +39,8 @@ class Group(TyperGroup):
         except BrokenPipeError:
             raise
         except OSError as error:
-            Console().note(f"error: {error}")
+            where = f"'{error.filename}': " if error.filename else ""
+            Console().note(f"error: {where}{error.strerror or error}.")
             raise typer.Exit(MISSING) from None
         except Interrupted as interruption:
             words = ["rasp", *sys.argv[1:]]
@@ -340,8 +341,8 @@ def inject(
     layer_weights: Annotated[
         str | None,
         typer.Option(
-            help="cycles, window, macs, neurons or uniform; by default window for nvdla, "
-            "else cycles."
+            help="cycles, window, storage, macs, neurons or uniform; by default window for "
+            "nvdla, storage for memory, else cycles."
         ),
     ] = None,
     accelerator: Accelerator = "nv_small",

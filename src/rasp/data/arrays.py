@@ -52,16 +52,19 @@ def load_npz(path: Path) -> Dataset:
 
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             absent = [name for name in _ARRAYS if name not in stored]
             if absent:
                 raise ConfigError(
                     f"'{path}' has no array '{absent[0]}'. Needed: {', '.join(_ARRAYS)}."
                 )
             return {name: stored[name] for name in _ARRAYS}
-    except (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile) as error:
+    except PermissionError:
+        raise
+    except (ValueError, EOFError, OSError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         raise ConfigError(
-            f"'{path}' is not an .npz file of plain number arrays. Write it with numpy.savez."
+            f"'{path}' is not an .npz file of plain number arrays that fit the memory. "
+            "Write it with numpy.savez."
         ) from error
 
 

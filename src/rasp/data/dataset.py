@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Augment = Literal["none", "crop", "crop+flip"]
+_FARTHEST = 1000.0  # from black and white, where normalisations are near 0 and 1
 SPLITS = ("train", "validation", "test")
 
 
@@ -143,10 +144,15 @@ class Dataset:
                     f"Data set '{self.name}': {name} label {split.labels.max()} is not below "
                     f"the number of classes, {self.classes}."
                 )
-        if not len(self.mean) == len(self.std) == self.input_shape[0] or min(self.std) <= 0:
+        fits = len(self.mean) == len(self.std) == self.input_shape[0] and all(
+            abs(mean) <= _FARTHEST and 1 / _FARTHEST <= std <= _FARTHEST
+            for mean, std in zip(self.mean, self.std, strict=True)
+        )
+        if not fits:
             raise ConfigError(
                 f"Data set '{self.name}': mean and std need {self.input_shape[0]} values each, "
-                f"std above 0; got {self.mean} and {self.std}."
+                f"mean within +-{_FARTHEST:g}, std from {1 / _FARTHEST:g} to {_FARTHEST:g}; "
+                f"got {self.mean} and {self.std}."
             )
 
     @cached_property

@@ -57,7 +57,6 @@ def fetch(files: Sequence[Published], folder: Path, *, progress: Progress = sile
     for file in files:
         target = folder / file.path
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.part")
             _download(file, part, progress)
             if file.members:
@@ -79,6 +78,7 @@ def _download(file: Published, part: Path, progress: Progress) -> None:
                 f"bytes {have}-"
             )
             done = have if resumed else 0
+            part.parent.mkdir(parents=True, exist_ok=True)
             with part.open("ab" if resumed else "wb") as output:
                 while done <= file.size and (chunk := answer.read(_CHUNK)):
                     output.write(chunk)

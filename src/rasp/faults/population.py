@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from rasp.errors import ConfigError, unknown_name
+from rasp.errors import ConfigError, UnsupportedModelError, unknown_name
 from rasp.faults.models import FIDELITY_MIX, fault_model, nvdla_mix
+from rasp.network.graph import Host
 from rasp.nvdla.cycles import layer_cycles, layer_window
 from rasp.nvdla.mapping import check
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from rasp.network.graph import Conv, Network
     from rasp.nvdla.config import AcceleratorConfig
 
-LayerWeights = Literal["cycles", "window", "macs", "neurons", "uniform"]
+LayerWeights = Literal["cycles", "window", "storage", "macs", "neurons", "uniform"]
 Mix = Literal["fidelity", "nvdla", "memory"]
 MIXES: tuple[str, ...] = get_args(Mix)
+_PRODUCTS = ("conv", "linear", "matmul", "mm", "einsum", "attention", "bilinear")
 
 
 class Stratum(NamedTuple):
@@ -31,14 +33,14 @@ class Stratum(NamedTuple):
     weight: float
 
 
-def mix(name: str, network: Network, accelerator: AcceleratorConfig) -> dict[str, float]:
+def mix(name: str, accelerator: AcceleratorConfig) -> dict[str, float]:
     """Fault models and weights of a named population.
 
     Args:
         name: ``"fidelity"`` (FIdelity's models by its public flip-flop shares and activity),
             ``"nvdla"`` (every datapath and gate flip-flop of the accelerator, dead time included)
-            or ``"memory"`` (bits of the convolution buffer that hold inputs and weights).
-        network: what runs.
+            or ``"memory"`` (inputs and weights in the convolution buffer, to be drawn with the
+            layer weights ``"storage"``).
         accelerator: what it runs on.
 
     Raises:
@@ -50,26 +52,26 @@ def mix(name: str, network: Network, accelerator: AcceleratorConfig) -> dict[str
         case "nvdla":
             return nvdla_mix(accelerator)
         case "memory":
-            cycles = [layer_cycles(layer.conv, accelerator).total for layer in network.layers]
-            inputs = [layer.conv.C * layer.conv.H * layer.conv.W for layer in network.layers]
-            weights = [layer.weight.numel() for layer in network.layers]
-            return {
-                "INPUT": float(np.average(inputs, weights=cycles)),
-                "WEIGHT": float(np.average(weights, weights=cycles)),
-            }
+            return {"INPUT": 1.0, "WEIGHT": 1.0}
         case _:
             raise unknown_name("fault population", name, MIXES)
 
 
 def occupancy(network: Network, accelerator: AcceleratorConfig) -> float:
     """Share of the convolution buffer that holds a layer's inputs and weights, by cycles."""
-    room = accelerator.cbuf_bytes * 8 / accelerator.datapath(network.format).operand_bits
-    filled = [
-        min(1.0, (layer.conv.C * layer.conv.H * layer.conv.W + layer.weight.numel()) / room)
-        for layer in network.layers
+    filled = [sum(_stored(layer, network, accelerator).values()) for layer in network.layers]
+    cycles = [
+        layer_cycles(layer.conv, accelerator, network.format).total for layer in network.layers
     ]
-    cycles = [layer_cycles(layer.conv, accelerator).total for layer in network.layers]
     return float(np.average(filled, weights=cycles))
+
+
+def _stored(layer: Conv, network: Network, config: AcceleratorConfig) -> dict[str, float]:
+    """Shares of the buffer that hold a layer's inputs and weights; what does not fit waits."""
+    room = config.cbuf_bytes * 8 / config.datapath(network.format).operand_bits
+    inputs, weights = layer.conv.C * layer.conv.H * layer.conv.W, layer.weight.numel()
+    fits = min(1.0, room / (inputs + weights))
+    return {"INPUT": fits * inputs / room, "WEIGHT": fits * weights / room}
 
 
 def strata(
@@ -90,12 +92,14 @@ def strata(
         accelerator: what it runs on; every layer must fit it.
         models: weight of each fault model, any positive scale.
         layer_weights: ``"cycles"`` (first to last atom), ``"window"`` (with lead-in and drain, the
-            time register models draw a cycle from), ``"macs"``, ``"neurons"`` or ``"uniform"``.
+            time register models draw a cycle from), ``"storage"`` (cycles times what the layer
+            keeps in the convolution buffer, for ``INPUT`` and ``WEIGHT`` apart), ``"macs"``,
+            ``"neurons"`` or ``"uniform"``.
         layers: names of the layers to draw in; all if ``None``.
 
     Raises:
         ConfigError: unknown fault model, layer or weighting, or weights that are not positive.
-        UnsupportedModelError: a layer the accelerator cannot run, or no layer at all.
+        UnsupportedModelError: a layer or operation the accelerator cannot run, or no layer.
     """
     if layer_weights not in get_args(LayerWeights):
         raise unknown_name("layer weighting", layer_weights, get_args(LayerWeights))
@@ -112,19 +116,39 @@ def strata(
     chosen = [layer for layer in network.layers if layers is None or layer.name in layers]
     if not chosen:
         raise ConfigError("The network has no convolution or linear layer to draw faults in.")
-    shares = [_share(layer, network.format, accelerator, layer_weights) for layer in chosen]
-    total = sum(shares) * sum(models.values())
-    return tuple(
-        Stratum(layer.name, model, share * weight / total)
-        for layer, share in zip(chosen, shares, strict=True)
+    _refuse_products_on_the_host(network, accelerator)
+    if layer_weights == "storage":
+        if not set(models) <= {"INPUT", "WEIGHT"}:
+            raise ConfigError(
+                "Layer weights 'storage' are for the fault models INPUT and WEIGHT, got "
+                f"{', '.join(models)}."
+            )
+        stored = {layer.name: _stored(layer, network, accelerator) for layer in chosen}
+    sizes = {
+        (layer.name, model): _share(layer, network.format, accelerator, layer_weights)
+        * weight
+        * (stored[layer.name][model] if layer_weights == "storage" else 1.0)
+        for layer in chosen
         for model, weight in models.items()
-    )
+    }
+    total = sum(sizes.values())
+    return tuple(Stratum(*key, size / total) for key, size in sizes.items())
+
+
+def _refuse_products_on_the_host(network: Network, config: AcceleratorConfig) -> None:
+    """Convolutions and matrix products the lowering could not map: a rate would leave them out."""
+    for node in network.nodes:
+        if isinstance(node, Host) and any(word in node.op for word in _PRODUCTS):
+            raise UnsupportedModelError(
+                f"Layer '{node.name}' cannot run on {config.name}: '{node.op}' is none of its "
+                "operations. Convolutions must be 2-D with constant weights."
+            )
 
 
 def _share(layer: Conv, number_format: str, config: AcceleratorConfig, weights: str) -> float:
     check(layer.conv, config, number_format)
     match weights:
-        case "cycles":
+        case "cycles" | "storage":
             return layer_cycles(layer.conv, config, number_format).total
         case "window":
             return layer_window(layer.conv, config, number_format)

@@ -28,6 +28,7 @@ LAYERS = "layers.json"
 """Name of the file beside the records."""
 
 _LANES = 8  # result lanes are padded to whole kernel groups of nv_small
+_MOST_BITS, _MOST_CYCLES = 2**16, 2**48
 _CUT = 96  # changed values a record lists at most
 
 
@@ -150,7 +151,7 @@ def read_records(path: str | Path) -> Iterator[Record | str]:
 
 def _record(place: str, line: bytes) -> Record | str:
     try:
-        entry = json.loads(line)
+        entry = _of(dict, json.loads(line), "a record")
         flip, outcome = entry["flip"], entry["outcome"]
         if flip not in ("0->1", "1->0") or outcome not in ("masked", "sdc", "hang"):
             return f"{place}: flip {flip!r} or outcome {outcome!r} is not known"
@@ -178,8 +179,8 @@ def _record(place: str, line: bytes) -> Record | str:
         return f"{place}: field {error} is missing"
     except (TypeError, AttributeError, ValueError) as error:
         return f"{place}: {error}"
-    if record.bit < 0:
-        return f"{place}: bit {record.bit} is negative"
+    if not 0 <= record.bit < _MOST_BITS or not 0 <= record.cycle < _MOST_CYCLES:
+        return f"{place}: there is no bit {record.bit} or no cycle {record.cycle}"
     return record
 
 

@@ -9,16 +9,18 @@ and int8 outputs and all their values have to be equal.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from rasp.errors import ConfigError
 from rasp.faults.context import LayerContext
 from rasp.faults.effects import Upsets, change_sums
 from rasp.faults.records import Record, read_layers, read_records
 from rasp.nvdla.config import load
+from rasp.nvdla.mapping import Mapping
 from rasp.nvdla.registers import CLASSES
 from rasp.nvdla.signals import locate
 from rasp.nvdla.timeline import Timeline
@@ -33,6 +35,17 @@ if TYPE_CHECKING:
     from rasp.nvdla.signals import Signal
 
 _ROWS = 512  # records that go through the engine at once
+_WIDTHS = {
+    **dict.fromkeys(("activation", "activation_bus", "weight", "weight_bus"), 8),
+    "product": 19,
+    "sum": 35,
+    "partial": 34,
+    "restored": 34,
+    "final": 32,
+}
+
+
+_Key = tuple[str, str]  # folder and layer
 
 
 class ClassCount(NamedTuple):
@@ -87,8 +100,9 @@ class RtlReport:
     @property
     def total(self) -> ClassCount:
         """Sums over all classes."""
+        columns = ("records", "modelled", "exact", "mismatches")
         return ClassCount(
-            "all", *(sum(column) for column in list(zip(*self.classes, strict=True))[1:])
+            "all", *(sum(getattr(entry, column) for entry in self.classes) for column in columns)
         )
 
     @property
@@ -139,6 +153,44 @@ class _Located(NamedTuple):
     signal: Signal
 
 
+@dataclass
+class _Gathered:
+    """Records of all files by folder and layer."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    malformed: list[str] = field(default_factory=list)
+    layers: dict[_Key, RtlLayer] = field(default_factory=dict)
+    located: dict[_Key, list[_Located]] = field(default_factory=lambda: defaultdict(list))
+    observed: dict[_Key, list[Record]] = field(default_factory=lambda: defaultdict(list))
+
+
+def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
+    into = _Gathered()
+    for path in files:
+        folder, known = read_layers(path)
+        for found in read_records(path):
+            wrong = found if isinstance(found, str) else _impossible(found, known, config)
+            if isinstance(found, str) or wrong:
+                into.malformed.append(wrong)
+                continue
+            into.counts[found.cls] += 1
+            if found.layer not in known:
+                reason = f"layer {found.layer} is not in layers.json"
+                into.reasons[found.layer, found.cls, reason] += 1
+                continue
+            key = (folder, found.layer)
+            into.layers[key] = known[found.layer]
+            if found.observed is not None:
+                into.observed[key].append(found)
+            signal = _locate(found, config)
+            if isinstance(signal, str):
+                into.reasons[found.layer, found.cls, signal] += 1
+            else:
+                into.located[key].append(_Located(found, signal))
+    return into
+
+
 def check(files: Iterable[str | Path], *, accelerator: str = "nv_small") -> RtlReport:
     """Compare the records of files with what the fault models predict.
 
@@ -147,65 +199,58 @@ def check(files: Iterable[str | Path], *, accelerator: str = "nv_small") -> RtlR
         accelerator: name or TOML of the accelerator the records were made on.
 
     Raises:
-        ConfigError: a file or its ``layers.json`` cannot be read.
+        ConfigError: a file or its ``layers.json`` cannot be read, or there is no record.
+        UnsupportedModelError: a layer does not fit the accelerator.
     """
     config = load(accelerator)
-    names, malformed = [], []
-    counts: Counter[str] = Counter()
+    names = [str(path) for path in files]
+    gathered = _gather(names, config)
+    counts, reasons = gathered.counts, gathered.reasons
     modelled: Counter[str] = Counter()
-    reasons: Counter[tuple[str, str, str]] = Counter()
-    located: dict[tuple[str, str], list[_Located]] = defaultdict(list)
-    observed: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    layers: dict[tuple[str, str], RtlLayer] = {}
-    for path in files:
-        names.append(str(path))
-        folder, known = read_layers(path)
-        for found in read_records(path):
-            if isinstance(found, str):
-                malformed.append(found)
-                continue
-            counts[found.cls] += 1
-            key = (folder, found.layer)
-            if found.layer not in known:
-                reasons[found.layer, found.cls, "layer not in layers.json"] += 1
-                continue
-            layers[key] = known[found.layer]
-            if found.observed is not None:
-                observed[key].append(found)
-            signal = _locate(found, config)
-            if isinstance(signal, str):
-                reasons[found.layer, found.cls, signal] += 1
-            else:
-                located[key].append(_Located(found, signal))
+    if not counts and not gathered.malformed:
+        raise ConfigError(f"There is no record in {', '.join(names) or 'no file'}.")
     mismatches: list[Mismatch] = []
-    for key, entries in located.items():
+    for key, entries in gathered.located.items():
+        layer = gathered.layers[key]
         try:
-            differing = _check_layer(layers[key], config, entries, observed[key])
+            differing = _check_layer(layer, config, entries, gathered.observed[key])
         except _NoTimelineError as error:
             for entry in entries:
                 reasons[key[1], entry.record.cls, str(error)] += 1
             continue
         modelled.update(entry.record.cls for entry in entries)
         mismatches += differing
-    wrong = Counter(mismatch.register_class for mismatch in mismatches)
+    differing_by_class = Counter(mismatch.register_class for mismatch in mismatches)
     order = [name for name in CLASSES if name in counts]
     order += sorted(set(counts) - set(order))
     return RtlReport(
         files=tuple(names),
         classes=tuple(
             ClassCount(
-                name, counts[name], modelled[name], modelled[name] - wrong[name], wrong[name]
+                name,
+                counts[name],
+                modelled[name],
+                modelled[name] - differing_by_class[name],
+                differing_by_class[name],
             )
             for name in order
         ),
         unmodelled=tuple(Unmodelled(*key, records) for key, records in sorted(reasons.items())),
-        malformed=tuple(malformed),
+        malformed=tuple(gathered.malformed),
         mismatches=tuple(mismatches),
     )
 
 
 class _NoTimelineError(Exception):
     """The records of a layer do not say when its atoms were where."""
+
+
+def _impossible(record: Record, known: dict[str, RtlLayer], config: AcceleratorConfig) -> str:
+    """What is wrong with the record's atom; empty if nothing is."""
+    if record.observed is None or record.layer not in known:
+        return ""
+    count, atom = Mapping(known[record.layer].conv.conv, config).count, record.observed.atom
+    return "" if 0 <= atom < count else f"{record.place}: atom {atom} of a layer with {count}"
 
 
 def _locate(record: Record, config: AcceleratorConfig) -> Signal | str:
@@ -215,7 +260,8 @@ def _locate(record: Record, config: AcceleratorConfig) -> Signal | str:
     if signal is None:
         return "register not modelled"
     atoms = config.atoms("int8")
-    if signal.lane >= atoms.channels or signal.kernel >= atoms.kernels:
+    beyond = signal.bit >= _WIDTHS.get(signal.effect, signal.bit + 1)
+    if beyond or signal.lane >= atoms.channels or signal.kernel >= atoms.kernels:
         return f"bit beyond the registers of {config.name}"
     return signal
 

@@ -109,7 +109,9 @@ def _histograms(
     for done, values in _traces(network, images):
         for name in computing:
             root = groups[name]
-            counts[root] += torch.histc(values[name].abs(), BINS, 0.0, peaks[root]).double()
+            found = values[name].abs().flatten()
+            found = found[found > 0]  # zeros are exact at any scale
+            counts[root] += torch.histc(found, BINS, 0.0, peaks[root]).double()
         progress("calibrate", len(images) + done, passes)
     return {root: Histogram(counts[root], peaks[root]) for root in peaks}
 

@@ -21,7 +21,7 @@ _PERCENTILE = 99.99
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of ``|x|`` in equal bins over ``[0, peak]``.
+    """Counts of ``|x|`` in equal bins over ``[0, peak]``, zeros left out.
 
     Attributes:
         counts: ``(BINS,)`` float64.
@@ -38,7 +38,9 @@ def minmax(histogram: Histogram) -> float:
 
 
 def percentile(histogram: Histogram) -> float:
-    """The magnitude that 99.99 % of the values do not exceed."""
+    """The magnitude that 99.99 % of the values that are not zero do not exceed."""
+    if not float(histogram.counts.sum()):
+        return histogram.peak
     share = histogram.counts.cumsum(0) / histogram.counts.sum()
     index = int(torch.searchsorted(share, torch.tensor(_PERCENTILE / 100, dtype=share.dtype)))
     return histogram.peak * (min(index, BINS - 1) + 1) / BINS

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from rasp.analysis.exposure import Exposure, relative
 from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
@@ -19,13 +27,19 @@ SCHEMA_VERSION = 1
 SUMMARY = "summary.json"
 
 
+def _with_sdc1(rates: dict[str, Rate]) -> dict[str, Rate]:
+    if "sdc1" not in rates:
+        raise ValueError("there is no rate of 'sdc1'")
+    return rates
+
+
 class Cell(BaseModel):
     """SDC-1 of one bit position of one layer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: str
-    bit: int
+    bit: Annotated[int, Field(ge=-1, lt=64)]
     rate: Rate
 
 
@@ -54,7 +68,7 @@ class Arm(BaseModel):
         command: what reproduces the arm.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     name: str
@@ -66,18 +80,18 @@ class Arm(BaseModel):
     accelerator: str
     accuracy: Rate
     accuracy_split: str
-    macs: int
-    parameters: int
-    cycles: int
-    outcomes: dict[str, Rate]
+    macs: NonNegativeInt
+    parameters: NonNegativeInt
+    cycles: PositiveInt
+    outcomes: Annotated[dict[str, Rate], AfterValidator(_with_sdc1)]
     by_layer: dict[str, Rate]
     by_model: dict[str, Rate]
     cells: tuple[Cell, ...]
     exposure: Exposure | None
     activity: Rate
     buffer_occupancy: float
-    images: int
-    trials: int
+    images: PositiveInt
+    trials: PositiveInt
     spec: dict[str, Any]
     spec_digest: str
     notes: tuple[str, ...] = ()
@@ -110,7 +124,7 @@ def read(path: str | Path) -> Arm:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"'{file}' is not JSON: {error}.") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -124,6 +138,8 @@ def read(path: str | Path) -> Arm:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"'{file}' is not a summary: {where}: {first['msg']}.") from None
+    except ConfigError as error:
+        raise ConfigError(f"'{file}' is not a summary. {error}") from None
 
 
 def reference_of(arm: Arm, arms: tuple[Arm, ...]) -> Arm | None:
@@ -142,10 +158,18 @@ def relative_failures(arm: Arm, arms: tuple[Arm, ...]) -> Ratio | None:
         where an arm has no exposure.
     """
     dense = reference_of(arm, arms)
-    if dense is None or dense is arm or arm.exposure is None or dense.exposure is None:
+    if dense is None or arm.criterion is None or arm.exposure is None or dense.exposure is None:
         return None
     return relative(arm.exposure, dense.exposure)
 
 
-def _kind(arm: Arm) -> tuple[str, str, str, str]:
-    return arm.network, arm.data, arm.format, arm.accelerator
+def _kind(arm: Arm) -> tuple[str, ...]:
+    """What two arms must share to be compared: the network, its setting and the population."""
+    population = {key: arm.spec.get(key) for key in ("fault_models", "layer_weights", "layers")}
+    return (
+        arm.network,
+        arm.data,
+        arm.format,
+        arm.accelerator,
+        json.dumps(population, sort_keys=True),
+    )

@@ -1,50 +1,107 @@
-"""Figures in two steps: what is shown (an ``Info`` tuple, tested) and how (plotly)."""
+"""What the figures of a study show: an ``Info`` tuple each, drawn by either renderer.
+
+:mod:`rasp.report.plotly_figures` draws for the page, :mod:`rasp.report.matplotlib_figures` for
+papers; neither computes a number that is not in the tuple.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from rasp._lazy import require
-from rasp.report.arms import relative_failures
+from rasp.report.arms import reference_of, relative_failures
+from rasp.report.verdict import verdict
+from rasp.statistics import spaced
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rasp.report.arms import Arm
 
-SYMBOLS = ("circle", "square", "triangle-up", "cross", "pentagon", "hexagram")
-"""Marker of each criterion in the order they appear; the dense network is a star."""
+DENSE = "dense"
+"""Stands for the criterion of a network that was not pruned."""
+
+PALETTE = ("#000000", "#d55e00", "#0072b2", "#009e73")
+"""Colours of networks side by side, told apart by every common kind of colour vision.
+
+Source: M. Okabe, K. Ito, Color Universal Design (2008).
+"""
+
+SHADES = "Cividis"
+"""Colour map of every number that is shown as a colour; dark is low."""
 
 RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+CYCLES = "NVDLA cycles per inference"
+FAILURES = "failures per inference, dense = 1"
+ACCURACY = "top-1 (%)"
+BIT = "bit (left: most significant)"
+SDC1 = "SDC-1 per fault (%)"
 
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-_INK = "#1f2933"
-_GRID = "#e4e7eb"
+_BESIDE = 0.03  # of the range of cycles, between criteria that gave the same widths
 
 
 class ParetoPoint(NamedTuple):
-    """One network: cycles of an inference, failures relative to dense with interval, top-1."""
+    """One network: its price and how often it fails.
+
+    Attributes:
+        name: which network.
+        criterion: how it was pruned, :data:`DENSE` for the reference.
+        cycles: NVDLA cycles of an inference.
+        place: cycles it is drawn at, beside the networks of the same widths.
+        failures: per inference, relative to the dense network; the upper end if ``bound``.
+        low, high: ends of the interval of ``failures``.
+        bound: nothing failed, so that only an upper end is known.
+        accuracy: top-1 in percent.
+        n: injected faults.
+    """
 
     name: str
     criterion: str
     cycles: int
+    place: float
     failures: float
     low: float
     high: float
+    bound: bool
     accuracy: float
+    n: int
 
 
 class ParetoInfo(NamedTuple):
-    """Points of each format, in the order the formats appear."""
+    """Failures per inference against cycles.
+
+    Attributes:
+        panels: points of each format, in the order the formats appear.
+        criteria: every criterion in the order it appears, :data:`DENSE` first.
+        left_out: networks whose ratio is unknown, because nothing failed in the dense one.
+        confidence: level of the intervals.
+    """
 
     panels: dict[str, tuple[ParetoPoint, ...]]
+    criteria: tuple[str, ...]
+    left_out: tuple[str, ...]
+    confidence: float
+
+    @property
+    def points(self) -> tuple[ParetoPoint, ...]:
+        """Points of all panels."""
+        return tuple(point for panel in self.panels.values() for point in panel)
+
+    @property
+    def note(self) -> str:
+        """What the marks mean, and n."""
+        parts = [f"Bars: {_level(self.confidence)}"]
+        if any(point.bound for point in self.points):
+            parts.append("a bar that only points down: upper end, nothing failed")
+        if self.left_out:
+            parts.append(f"no ratio for {', '.join(self.left_out)}, nothing failed when dense")
+        return "; ".join([*parts, f"n = {span(point.n for point in self.points)} faults each."])
 
 
 class HeatMapInfo(NamedTuple):
-    """SDC-1 per fault of one arm.
+    """SDC-1 per fault of one network, by layer and bit.
 
     Attributes:
-        title: which arm.
+        title: which network.
         layers: rows in execution order.
         bits: columns, most significant first.
         percent: per layer and bit; ``None`` where nothing was injected.
@@ -56,6 +113,11 @@ class HeatMapInfo(NamedTuple):
     bits: tuple[int, ...]
     percent: tuple[tuple[float | None, ...], ...]
     trials: tuple[tuple[int, ...], ...]
+
+    @property
+    def note(self) -> str:
+        """How much stands behind a cell."""
+        return f"n = {span(n for row in self.trials for n in row if n)} faults a cell."
 
 
 class ModelPoint(NamedTuple):
@@ -69,9 +131,53 @@ class ModelPoint(NamedTuple):
 
 
 class ModelsInfo(NamedTuple):
-    """Fault models of each arm, by arm name."""
+    """SDC-1 per fault by fault model.
 
-    arms: dict[str, tuple[ModelPoint, ...]]
+    Attributes:
+        networks: points of each network, by its title.
+        models: every fault model, in the order it appears.
+        confidence: level of the intervals.
+    """
+
+    networks: dict[str, tuple[ModelPoint, ...]]
+    models: tuple[str, ...]
+    confidence: float
+
+    def height(self, network: int, model: str) -> float:
+        """Where a point is drawn: models 1 apart from 0 down, networks beside each other."""
+        return self.models.index(model) + 0.22 * (network - (len(self.networks) - 1) / 2)
+
+    @property
+    def note(self) -> str:
+        """What the marks mean, and n."""
+        sizes = [point.n for points in self.networks.values() for point in points]
+        return f"Bars: {_level(self.confidence)}; n = {span(sizes)} faults a point."
+
+
+class StudyFigures(NamedTuple):
+    """Every figure of a study.
+
+    Attributes:
+        pareto: ``None`` where no pruned network has a dense one to compare with.
+        heat: a row a format: the dense network and the chosen one, or one network alone.
+        models: networks of the first row of ``heat``.
+    """
+
+    pareto: ParetoInfo | None
+    heat: tuple[tuple[HeatMapInfo, ...], ...]
+    models: ModelsInfo
+
+
+def study_figures(arms: Sequence[Arm]) -> StudyFigures:
+    """Choose what a report of these arms shows; at least one arm."""
+    everyone = tuple(arms)
+    compared = any(arm.criterion is not None and reference_of(arm, everyone) for arm in everyone)
+    shown = _pairs(everyone, verdict(everyone).arm)
+    return StudyFigures(
+        pareto_info(everyone) if compared else None,
+        tuple(tuple(heat_map_info(arm) for arm in pair) for pair in shown),
+        models_info(shown[0]),
+    )
 
 
 def title_of(arm: Arm) -> str:
@@ -80,21 +186,43 @@ def title_of(arm: Arm) -> str:
 
 
 def pareto_info(arms: Sequence[Arm]) -> ParetoInfo:
-    """Failures per inference against cycles, dense as 1; arms without a ratio are left out."""
+    """Failures per inference against cycles, dense as 1."""
+    everyone = tuple(arms)
+    criteria = tuple(dict.fromkeys(arm.criterion for arm in everyone if arm.criterion))
+    cycles = [arm.cycles for arm in everyone]
+    step = _BESIDE * (max(cycles) - min(cycles))
+    middle = (len(criteria) - 1) / 2
     panels: dict[str, list[ParetoPoint]] = {}
-    for arm in arms:
-        ratio = relative_failures(arm, tuple(arms))
-        if arm.criterion is None:
-            values = (1.0, 1.0, 1.0)
-        elif ratio is None or ratio.estimate is None or ratio.high is None:
-            continue
-        else:
-            values = (ratio.estimate, ratio.low, ratio.high)
+    left_out = []
+    for arm in everyone:
+        low = failures = high = 1.0
+        aside = 0.0
+        if arm.criterion is not None:
+            ratio = relative_failures(arm, everyone)
+            if ratio is None or ratio.estimate is None or ratio.high is None:
+                left_out.append(title_of(arm))
+                continue
+            low, failures, high = ratio.low, ratio.estimate or ratio.high, ratio.high
+            aside = step * (criteria.index(arm.criterion) - middle)
         point = ParetoPoint(
-            arm.name, arm.criterion or "dense", arm.cycles, *values, arm.accuracy.estimate
+            name=arm.name,
+            criterion=arm.criterion or DENSE,
+            cycles=arm.cycles,
+            place=arm.cycles + aside,
+            failures=failures,
+            low=low,
+            high=high,
+            bound=low == 0,
+            accuracy=100 * arm.accuracy.estimate,
+            n=arm.trials,
         )
         panels.setdefault(arm.format, []).append(point)
-    return ParetoInfo({name: tuple(points) for name, points in panels.items()})
+    return ParetoInfo(
+        {name: tuple(points) for name, points in panels.items()},
+        (DENSE, *criteria),
+        tuple(left_out),
+        everyone[0].sdc1.confidence,
+    )
 
 
 def heat_map_info(arm: Arm) -> HeatMapInfo:
@@ -102,20 +230,13 @@ def heat_map_info(arm: Arm) -> HeatMapInfo:
     layers = tuple(dict.fromkeys(cell.layer for cell in arm.cells))
     bits = tuple(sorted({cell.bit for cell in arm.cells}, reverse=True))
     found = {(cell.layer, cell.bit): cell.rate for cell in arm.cells}
+    rates = [[found.get((layer, bit)) for bit in bits] for layer in layers]
     return HeatMapInfo(
         title_of(arm),
         layers,
         bits,
-        tuple(
-            tuple(
-                100 * found[layer, bit].estimate if (layer, bit) in found else None for bit in bits
-            )
-            for layer in layers
-        ),
-        tuple(
-            tuple(found[layer, bit].n if (layer, bit) in found else 0 for bit in bits)
-            for layer in layers
-        ),
+        tuple(tuple(100 * rate.estimate if rate else None for rate in row) for row in rates),
+        tuple(tuple(rate.n if rate else 0 for rate in row) for row in rates),
     )
 
 
@@ -128,207 +249,37 @@ def models_info(arms: Sequence[Arm]) -> ModelsInfo:
                 for model, rate in arm.by_model.items()
             )
             for arm in arms
-        }
-    )
-
-
-def pareto_figure(info: ParetoInfo) -> Any:
-    """Draw :func:`pareto_info`, one panel a format; criteria stand side by side at equal cycles.
-
-    Returns:
-        A ``plotly.graph_objects.Figure``.
-
-    Raises:
-        PrerequisiteError: plotly is not installed.
-    """
-    go = _plotly("graph_objects")
-    formats = list(info.panels)
-    figure = _plotly("subplots").make_subplots(
-        cols=len(formats),
-        subplot_titles=[name.upper() for name in formats],
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-    )
-    points = [point for panel in info.panels.values() for point in panel]
-    low = min(point.accuracy for point in points)
-    high = max(point.accuracy for point in points)
-    criteria = list(dict.fromkeys(p.criterion for p in points if p.criterion != "dense"))
-    symbols = {"dense": "star"} | {
-        name: SYMBOLS[i % len(SYMBOLS)] for i, name in enumerate(criteria)
-    }
-    cycles = [point.cycles for point in points]
-    step = 0.03 * (max(cycles) - min(cycles))
-    aside = {
-        name: step * (place - (len(criteria) - 1) / 2) for place, name in enumerate(criteria)
-    } | {"dense": 0.0}
-    for column, panel in enumerate(info.panels.values(), start=1):
-        for criterion, symbol in symbols.items():
-            chosen = [point for point in panel if point.criterion == criterion]
-            if not chosen:
-                continue
-            figure.add_trace(
-                go.Scatter(
-                    x=[point.cycles + aside[criterion] for point in chosen],
-                    y=[point.failures for point in chosen],
-                    error_y={
-                        "array": [point.high - point.failures for point in chosen],
-                        "arrayminus": [point.failures - point.low for point in chosen],
-                        "color": "#7b8794",
-                        "thickness": 1.3,
-                        "width": 4,
-                    },
-                    mode="markers",
-                    name=criterion,
-                    legendgroup=criterion,
-                    showlegend=column == 1,
-                    marker={
-                        "symbol": symbol,
-                        "size": 17 if criterion == "dense" else 13,
-                        "color": [100 * point.accuracy for point in chosen],
-                        "coloraxis": "coloraxis",
-                        "line": {"color": _INK, "width": 1},
-                    },
-                    customdata=[
-                        (point.name, point.low, point.high, 100 * point.accuracy, point.cycles)
-                        for point in chosen
-                    ],
-                    hovertemplate=(
-                        "<b>%{customdata[0]}</b><br>%{customdata[4]:,} cycles"
-                        "<br>failures %{y:.3f} of dense "
-                        "[%{customdata[1]:.3f}, %{customdata[2]:.3f}]"
-                        "<br>top-1 %{customdata[3]:.2f} %<extra></extra>"
-                    ),
-                ),
-                row=1,
-                col=column,
-            )
-        figure.update_xaxes(title_text="NVDLA cycles per inference", row=1, col=column)
-    figure.add_hline(y=1, line={"color": "#9aa5b1", "dash": "dot", "width": 1})
-    figure.update_yaxes(
-        type="log", tickvals=RATIO_TICKS, ticktext=[f"{tick:g}" for tick in RATIO_TICKS]
-    )
-    figure.update_yaxes(title_text="failures per inference, dense = 1", row=1, col=1)
-    figure.update_xaxes(separatethousands=True)
-    figure.update_layout(
-        coloraxis={
-            "colorscale": "Cividis",
-            "cmin": 100 * low,
-            "cmax": 100 * max(high, low + 1e-3),
-            "colorbar": {"title": {"text": "top-1 %"}, "thickness": 12, "outlinewidth": 0},
         },
-        legend={"orientation": "h", "y": -0.2, "x": 0, "title": {"text": ""}},
+        tuple(dict.fromkeys(model for arm in arms for model in arm.by_model)),
+        arms[0].sdc1.confidence,
     )
-    return _styled(figure, height=460)
 
 
-def heat_map_figure(grid: Sequence[Sequence[HeatMapInfo]]) -> Any:
-    """Draw heat maps in rows, each map with its own colour scale.
-
-    Args:
-        grid: maps of each row, left to right; rows of one length.
-
-    Returns:
-        A ``plotly.graph_objects.Figure``.
-    """
-    go = _plotly("graph_objects")
-    tallest = max(len(info.layers) for row in grid for info in row)
-    height = 34 * tallest + 120
-    figure = _plotly("subplots").make_subplots(
-        rows=len(grid),
-        cols=len(grid[0]),
-        subplot_titles=[info.title for row in grid for info in row],
-        horizontal_spacing=0.16,
-        vertical_spacing=0.3 / len(grid),
-    )
-    cells = [
-        (row, column, info)
-        for row, infos in enumerate(grid, 1)
-        for column, info in enumerate(infos, 1)
+def _pairs(arms: tuple[Arm, ...], best: Arm | None) -> list[list[Arm]]:
+    """Per format, the dense arm and the namesake of the best one, the best one's format first."""
+    if best is None:
+        return [[arm] for arm in arms[:1]]
+    pairs = [
+        [dense, arm]
+        for arm in arms
+        if arm.name == best.name and (dense := reference_of(arm, arms)) is not None
     ]
-    for place, (row, column, info) in enumerate(cells, start=1):
-        suffix = "" if place == 1 else str(place)
-        across = figure.layout[f"xaxis{suffix}"].domain
-        down = figure.layout[f"yaxis{suffix}"].domain
-        figure.add_trace(
-            go.Heatmap(
-                z=info.percent,
-                x=[str(bit) for bit in info.bits],
-                y=list(info.layers),
-                customdata=info.trials,
-                colorscale="Cividis",
-                zmin=0,
-                colorbar={
-                    "x": across[1] + 0.008,
-                    "y": sum(down) / 2,
-                    "len": down[1] - down[0],
-                    "thickness": 10,
-                    "ticksuffix": " %",
-                    "outlinewidth": 0,
-                },
-                xgap=1,
-                ygap=2,
-                hovertemplate=(
-                    "%{y}, bit %{x}<br>SDC-1 %{z:.2f} % of %{customdata} faults<extra></extra>"
-                ),
-            ),
-            row=row,
-            col=column,
-        )
-    figure.update_xaxes(type="category", showgrid=False, nticks=17)
-    figure.update_xaxes(title_text="bit (left: most significant)", row=len(grid))
-    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
-    return _styled(figure, height=height * len(grid))
+    return sorted(pairs, key=lambda pair: pair[1] is not best)
 
 
-def models_figure(info: ModelsInfo) -> Any:
-    """Draw :func:`models_info` as dots with intervals.
+def _level(confidence: float) -> str:
+    return f"{100 * confidence:g} % intervals"
 
-    Returns:
-        A ``plotly.graph_objects.Figure``.
+
+def span(values: Iterable[int]) -> str:
+    """Least and greatest of some counts, as text.
+
+    Example:
+        >>> span([4000, 900]), span([7, 7])
+        ('900 to 4 000', '7')
     """
-    go = _plotly("graph_objects")
-    figure = go.Figure()
-    colours = ("#1f2933", "#c07f00", "#2b6cb0", "#7a9a01")
-    for place, (title, points) in enumerate(info.arms.items()):
-        figure.add_trace(
-            go.Scatter(
-                x=[point.percent for point in points],
-                y=[point.model for point in points],
-                error_x={
-                    "array": [point.high - point.percent for point in points],
-                    "arrayminus": [point.percent - point.low for point in points],
-                    "thickness": 1.3,
-                    "width": 4,
-                },
-                mode="markers",
-                name=title,
-                marker={"size": 10, "color": colours[place % len(colours)]},
-                customdata=[point.n for point in points],
-                hovertemplate="%{y}: %{x:.2f} % of %{customdata:,} faults<extra></extra>",
-            )
-        )
-    figure.update_layout(
-        scattermode="group", legend={"orientation": "h", "y": -0.2, "x": 0}, hovermode="closest"
-    )
-    figure.update_xaxes(title_text="SDC-1 per fault", ticksuffix=" %", rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return _styled(figure, height=400)
-
-
-def _plotly(part: str) -> Any:
-    return require(f"plotly.{part}", extra="report", feature="The HTML report")
-
-
-def _styled(figure: Any, *, height: int) -> Any:
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 70, "r": 30, "t": 50, "b": 60},
-        font={"family": _FONT, "size": 13, "color": _INK},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    figure.update_annotations(font={"size": 14})
-    return figure
+    found = sorted(values)
+    if not found:
+        return "0"
+    low, high = found[0], found[-1]
+    return spaced(low) if low == high else f"{spaced(low)} to {spaced(high)}"

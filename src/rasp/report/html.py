@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rasp._lazy import require
+from rasp.report import plotly_figures
 from rasp.report.arms import reference_of, relative_failures
-from rasp.report.figures import (
-    heat_map_figure,
-    heat_map_info,
-    models_figure,
-    models_info,
-    pareto_figure,
-    pareto_info,
-    title_of,
-)
+from rasp.report.figures import span, study_figures, title_of
 from rasp.report.verdict import verdict
+from rasp.statistics import spaced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rasp.report.arms import Arm
+    from rasp.statistics import Rate
 
 HEADINGS = (
     "Network",
     "Format",
-    "Top-1 ↑",
-    "MACs ↓",
-    "NVDLA cycles ↓",
-    "SDC-1 per fault ↓",
-    "Failures per inference ↓, dense = 1",
+    "Top-1\N{NO-BREAK SPACE}↑",
+    "MACs\N{NO-BREAK SPACE}↓",
+    "NVDLA cycles\N{NO-BREAK SPACE}↓",
+    "SDC-1 per fault\N{NO-BREAK SPACE}↓",
+    "Failures per inference\N{NO-BREAK SPACE}↓, dense = 1",
 )
 """Columns of the table, here and on the command line; the arrow points to the better side."""
 
@@ -90,26 +87,26 @@ def render(arms: Sequence[Arm], *, title: str, commands: Sequence[str] = ()) -> 
     """
     jinja2 = require("jinja2", extra="report", feature="The HTML report")
     offline = require("plotly.offline", extra="report", feature="The HTML report")
-    found = verdict(arms)
-    shown = _pairs(arms, found.arm)
-    figures: dict[str, Any] = {
-        "heat": heat_map_figure([[heat_map_info(arm) for arm in pair] for pair in shown]),
-        "models": models_figure(models_info(shown[0])),
-    }
-    if any(arm.criterion is not None and reference_of(arm, tuple(arms)) for arm in arms):
-        figures["pareto"] = pareto_figure(pareto_info(arms))
+    study = study_figures(arms)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["tight"] = _tight
     template = environment.from_string(
         (resources.files(__package__) / "templates" / "report.html").read_text(encoding="utf-8")
     )
     page: str = template.render(
         title=title,
-        verdict=found.sentence,
+        verdict=verdict(arms).sentence,
         headings=HEADINGS,
         rows=rows(arms),
-        figures={name: _div(figure, name) for name, figure in figures.items()},
+        pareto=study.pareto and _div(plotly_figures.pareto(study.pareto), "pareto"),
+        heat=[
+            [_div(plotly_figures.heat_map(info), f"heat-{i}-{j}") for j, info in enumerate(row)]
+            for i, row in enumerate(study.heat)
+        ],
+        models=_div(plotly_figures.fault_models(study.models), "models"),
+        study=study,
         plotly=offline.get_plotlyjs(),
         statistics=_statistics(arms),
         limits=_limits(arms),
@@ -148,39 +145,29 @@ def _row(arm: Arm, arms: tuple[Arm, ...], *, best: bool) -> Row:
 
 def _amount(value: int, dense: int | None) -> str:
     share = f" ({100 * value / dense:.0f} %)" if dense and dense != value else ""
-    return f"{value:,}".replace(",", " ") + share
-
-
-def _pairs(arms: Sequence[Arm], best: Arm | None) -> list[list[Arm]]:
-    """Per format, the dense arm and the namesake of the best one, the best one's format first."""
-    if best is None:
-        return [[arm] for arm in arms[:1]]
-    pairs = [
-        [dense, arm]
-        for arm in arms
-        if arm.name == best.name and (dense := reference_of(arm, tuple(arms))) is not None
-    ]
-    return sorted(pairs, key=lambda pair: pair[1] is not best)
+    return spaced(value) + share
 
 
 def _statistics(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    trials = sorted({arm.trials for arm in arms})
-    effective = [arm.sdc1.n_effective for arm in arms]
+    trials = [arm.trials for arm in arms]
     first = arms[0]
     return [
-        ("Injected faults (n)", f"{sum(arm.trials for arm in arms):,}; each arm {_span(trials)}"),
-        ("Images, shared by the faults", _span(sorted({arm.images for arm in arms}))),
-        ("Effective n of SDC-1 after clustering by image", _span(sorted(effective))),
+        ("Injected faults (n)", f"{spaced(sum(trials))}; each network {span(trials)}"),
+        ("Images, shared by the faults", span(arm.images for arm in arms)),
+        (
+            "Effective n of SDC-1 after clustering by image",
+            span(round(arm.sdc1.n_effective) for arm in arms),
+        ),
         ("Layers, strata", f"{len(first.by_layer)} layers x {len(first.by_model)} fault models"),
         ("Fault models and weights", _weights(first.spec.get("fault_models", {}))),
         ("Layers weighted by", str(first.spec.get("layer_weights", "cycles"))),
-        ("Interval of SDC-1", f"{first.sdc1.confidence:.0%} {first.sdc1.method}"),
-        ("Interval of top-1", f"{first.accuracy.confidence:.0%} {first.accuracy.method}"),
+        ("Interval of SDC-1", _method(first.sdc1)),
+        ("Interval of top-1", _method(first.accuracy)),
         (
             "Interval of the relative failures",
             "log-delta; taken as independent, though images are shared",
         ),
-        ("Seed, the same for every arm", str(first.spec.get("seed", 0))),
+        ("Seed, the same for every network", str(first.spec.get("seed", 0))),
     ]
 
 
@@ -205,24 +192,35 @@ def _limits(arms: Sequence[Arm]) -> list[str]:
     ]
 
 
+def _method(rate: Rate) -> str:
+    name, comma, how = rate.method.partition(",")
+    return f"{100 * rate.confidence:g} % {name.title()}{comma}{how}"
+
+
 def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        (key, value if isinstance(value, str) else json.dumps(value))
+        (key, shlex.join(value) if key == "argv" else _text(value))
         for key, value in record.items()
         if value not in (None, {}, [], "")
     ]
 
 
+def _tight(text: str) -> str:
+    """The text with no line break inside a number, before its unit or after ``n =``."""
+    return re.sub(r"(?<=[\dn=]) (?=[\d%=])", "\N{NO-BREAK SPACE}", text)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _weights(models: Any) -> str:
     if not isinstance(models, dict) or not models:
         return "as in the specification"
+    if not all(isinstance(weight, int | float) and weight > 0 for weight in models.values()):
+        return "as in the specification"
     total = sum(models.values())
     return ", ".join(f"{name} {100 * weight / total:.1f} %" for name, weight in models.items())
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
 
 
 def _div(figure: Any, name: str) -> str:

@@ -135,7 +135,7 @@ def fit(
 def _whole(arm: arms.Arm, population: str, layer_weights: str, models: set[str]) -> None:
     spec = arm.spec
     whole = models == set(spec["fault_models"]) and spec["layers"] is None
-    if not whole or spec["layer_weights"] != layer_weights or arm.exposure is None:
+    if not whole or spec["layer_weights"] != layer_weights:
         raise ConfigError(
             f"'{arm.name}' was not injected from the whole population: FIT needs a campaign of "
             f"'rasp inject --faults {population}' over all layers."
@@ -143,7 +143,7 @@ def _whole(arm: arms.Arm, population: str, layer_weights: str, models: set[str])
 
 
 def _memory(memory: arms.Arm, arm: arms.Arm, accelerator: config.AcceleratorConfig) -> Part:
-    _whole(memory, "memory", "cycles", {"INPUT", "WEIGHT"})
+    _whole(memory, "memory", "storage", {"INPUT", "WEIGHT"})
     if memory.spec["network_digest"] != arm.spec["network_digest"]:
         raise ConfigError("The two campaigns are of different networks. Inject the same one twice.")
     filled, rate = memory.buffer_occupancy, memory.sdc1
@@ -178,6 +178,7 @@ def _footnotes(arm: arms.Arm, parts: list[Part]) -> tuple[str, ...]:
         notes.append(f"{arm.accelerator} has no {arm.format} datapath: an arithmetic model.")
     if any(part.estimated for part in parts):
         notes.append("* flip-flops scaled from nv_small, not counted.")
+    notes.append("Registers that write the convolution buffer or wait idle are in no part.")
     if not any(part.name == "memory" for part in parts):
         notes.append("Memories are left out (taken as protected by ECC).")
     return tuple(notes)

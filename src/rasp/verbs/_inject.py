@@ -9,7 +9,7 @@ from rasp import checkpoint, loading, provenance, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.report.arms import SUMMARY, Arm, Cell
-from rasp.verbs._shared import CONFIDENCE, Result, accuracy, command, named
+from rasp.verbs._shared import CONFIDENCE, Result, accuracy, check_run, command, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,15 +65,15 @@ def inject(
         fault_models: weight of each fault model, instead of ``faults``.
         layers: layers to inject in; all by default.
         layer_weights: a layer's share goes by ``cycles``, ``window`` (with lead-in and drain),
-            ``macs``, ``neurons`` or ``uniform``; by default ``window`` for ``nvdla``, else
-            ``cycles``.
+            ``storage``, ``macs``, ``neurons`` or ``uniform``; by default ``window`` for ``nvdla``,
+            ``storage`` for ``memory``, else ``cycles``.
         accelerator: configuration whose mapping and cycles are used.
         name: label in reports; criterion and kept MACs by default.
         data: data set; a checkpoint knows its own.
         weights: weight file for a name.
         calibration: training images for INT8 scales.
         confidence: level of the intervals.
-        seed: of images and calibration, and with the trial's number all that decides a trial.
+        seed: of the images, and with the trial's number all that decides a trial.
         out: directory to write; a new one under ``runs/`` by default.
         data_dir: where data sets lie.
         trust_factory: let a checkpoint import the ``package.module:factory`` it names.
@@ -86,8 +86,10 @@ def inject(
     from rasp.faults.population import mix
     from rasp.nvdla import config
 
+    check_run(seed, device)
     _check_faults(faults, fault_models)
-    shares = layer_weights or ("window" if faults == "nvdla" and not fault_models else "cycles")
+    by_population = {"fidelity": "cycles", "nvdla": "window", "memory": "storage"}
+    shares = layer_weights or ("cycles" if fault_models else by_population[faults])
     loading.check_format(format)
     for option, value in (("--trials", trials), ("--images", images)):
         if value < 1:
@@ -102,9 +104,7 @@ def inject(
         progress=progress,
     )
     split = loaded.dataset.test.take(images, seed)
-    network = loading.network_of(
-        loaded, format or loaded.own_format, calibration=calibration, seed=seed
-    )
+    network = loading.network_of(loaded, format or loaded.own_format, calibration=calibration)
     tensors = loaded.dataset.tensor(split)
     spec = runner.specify(
         network,
@@ -112,7 +112,7 @@ def inject(
         hardware,
         model=loaded.name,
         data=loaded.dataset.name,
-        fault_models=fault_models or mix(faults, network, hardware),
+        fault_models=fault_models or mix(faults, hardware),
         trials=trials,
         layer_weights=shares,
         layers=layers,
@@ -176,8 +176,9 @@ def _facts(
 ) -> dict[str, Any]:
     from rasp import complexity
     from rasp.analysis.exposure import exposure
-    from rasp.faults.population import occupancy
+    from rasp.faults.population import mix, occupancy
     from rasp.faults.registers import nvdla_mix
+    from rasp.network.graph import Host
     from rasp.nvdla.cycles import layer_cycles, layer_window
 
     spec = result.spec
@@ -189,8 +190,14 @@ def _facts(
         layer.name: layer_window(layer.conv, hardware, network.format) for layer in network.layers
     }
     exposed = {"cycles": cycles, "window": windows}.get(spec.layer_weights)
-    bits = sum(nvdla_mix(hardware).values())
+    named = spec.fault_models in (mix("fidelity", hardware), mix("nvdla", hardware))
+    bits = sum(nvdla_mix(hardware).values()) if named else 1.0
     size = complexity.count(loaded.model, loaded.example)
+    hosted = tuple(
+        f"{node.name}: '{node.op}' runs on the host, no fault is drawn in it."
+        for node in network.nodes
+        if isinstance(node, Host)
+    )
     return {
         "network": spec.model,
         "criterion": None if loaded.plan is None else loaded.plan.criterion,
@@ -216,5 +223,5 @@ def _facts(
         "trials": result.trials,
         "spec": spec.model_dump(mode="json"),
         "spec_digest": spec.digest(),
-        "notes": () if loaded.plan is None else loaded.plan.notes,
+        "notes": (*hosted, *(() if loaded.plan is None else loaded.plan.notes)),
     }

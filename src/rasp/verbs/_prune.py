@@ -10,7 +10,7 @@ from rasp import loading, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
-from rasp.verbs._shared import Result, accuracy, named, threads_for
+from rasp.verbs._shared import Result, accuracy, check_run, named, threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,6 +98,7 @@ def prune(
         device: a torch device, for fine-tuning.
         progress: hears about steps and epochs.
     """
+    check_run(seed, device)
     importance = _importance(criterion, lam, format)
     if scope not in SCOPES:
         raise unknown_name("scope", scope, SCOPES)

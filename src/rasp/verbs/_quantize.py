@@ -8,7 +8,7 @@ from pathlib import Path  # noqa: TC003  pydantic reads it
 from rasp import loading, runs
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
-from rasp.verbs._shared import Result, accuracy, named
+from rasp.verbs._shared import Result, accuracy, check_run, named
 
 
 class Quantized(Result):
@@ -49,6 +49,7 @@ def quantize(
     from rasp.quantization import calibrate
     from rasp.quantization.observers import observer as observer_named
 
+    check_run(seed)
     observer_named(observer)
     loaded = loading.open_model(
         model,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from rasp import statistics
+from rasp.errors import ConfigError, PrerequisiteError, unknown_name
 from rasp.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from rasp.loading import Loaded
     from rasp.statistics import Rate
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of torch devices; ``cuda:1`` is the second one of its kind."""
 
 CONFIDENCE = 0.95
 """Level of intervals unless the caller asks for another."""
@@ -31,6 +35,30 @@ class Result(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
         return self.model_dump(mode="json")
+
+
+def check_run(seed: int, device: str = "cpu") -> None:
+    """Refuse a seed or a device before anything is loaded.
+
+    Raises:
+        ConfigError: the seed is out of range, or there is no such kind of device.
+        PrerequisiteError: this machine or this torch does not have the device.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be a whole number from 0 to 2**63 - 1, got {seed}.")
+    if device == "cpu":
+        return
+    if device.partition(":")[0] not in DEVICES:
+        raise unknown_name("device", device, DEVICES)
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise PrerequisiteError(
+            f"Device '{device}' cannot be used: {reason}. Without --device the CPU is."
+        ) from error
 
 
 def threads_for(loaded: Loaded) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from rasp import loading, runs
 from rasp.errors import ConfigError
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
-from rasp.verbs._shared import Result, accuracy, named, threads_for
+from rasp.verbs._shared import Result, accuracy, check_run, named, threads_for
 
 
 class Trained(Result):
@@ -56,6 +56,12 @@ def train(
         device: a torch device.
         progress: hears about every epoch.
     """
+    check_run(seed, device)
+    if loading.is_checkpoint(model):
+        raise ConfigError(
+            f"Training starts from fresh weights, and '{model}' is a checkpoint. Give the name of "
+            "a network; 'rasp prune' fine-tunes what it prunes."
+        )
     if epochs is not None and epochs < 1:
         raise ConfigError(f"Training needs at least 1 epoch, got {epochs}.")
     loaded = loading.open_model(model, data, data_dir=data_dir, seed=seed, progress=progress)
@@ -127,6 +133,7 @@ def evaluate(
         trust_factory: let a checkpoint import the ``package.module:factory`` it names.
         progress: hears about images.
     """
+    check_run(seed)
     loading.check_format(format)
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 image, got {limit}.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import traceback
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rasp._lazy import require
-from rasp.errors import ConfigError, PrerequisiteError, unknown_name
+from rasp.errors import ConfigError, PrerequisiteError, RaspError, unknown_name
 from rasp.zoo.spec import MODELS, ModelSpec
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def build(spec: ModelSpec, *, seed: int = 0, trust_factory: bool = False) -> nn.
         The network in training mode on the CPU.
 
     Raises:
-        ConfigError: an unknown name, a factory that is not trusted or that returns no module.
+        ConfigError: an unknown name, a factory that is not trusted, that raises an exception or
+            returns no module.
         PrerequisiteError: the package that holds the network is missing or broken.
 
     Example:
@@ -45,28 +47,42 @@ def build(spec: ModelSpec, *, seed: int = 0, trust_factory: bool = False) -> nn.
     """
     import torch
 
-    source, separator, name = spec.model.partition(":")
-    arguments: dict[str, Any] = {"num_classes": spec.num_classes, "input_shape": spec.input_shape}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if not separator:
-            if spec.model not in MODELS:
-                raise unknown_name("model", spec.model, MODELS)
-            entry = MODELS[spec.model]
-            module, _, attribute = entry.factory.partition(":")
-            model = getattr(import_module(module), attribute)(**entry.options, **arguments)
-        elif source == "torchvision":
-            model = _torchvision(name, spec)
-        elif source == "timm":
-            model = _timm(name, spec)
-        else:
-            model = _user_model(spec.model, arguments, trusted=trust_factory)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _made(spec, trusted=trust_factory)
+    except RaspError:
+        raise
+    except Exception as error:  # of code that is not ours, so of any type
+        kind = PrerequisiteError if isinstance(error, ImportError) else ConfigError
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise kind(
+            f"Model '{spec.model}' cannot be built for {spec.num_classes} classes and images of "
+            f"shape {spec.input_shape}: {type(error).__name__}: {error} "
+            f"({where.filename}, line {where.lineno})."
+        ) from error
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
             f"'{spec.model}' returned {type(model).__name__}, not a torch.nn.Module. "
             "Name a class or function that returns the network."
         )
     return model
+
+
+def _made(spec: ModelSpec, *, trusted: bool) -> Any:
+    source, separator, name = spec.model.partition(":")
+    arguments: dict[str, Any] = {"num_classes": spec.num_classes, "input_shape": spec.input_shape}
+    if separator and source == "torchvision":
+        return _torchvision(name, spec)
+    if separator and source == "timm":
+        return _timm(name, spec)
+    if separator:
+        return _user_model(spec.model, arguments, trusted=trusted)
+    if spec.model not in MODELS:
+        raise unknown_name("model", spec.model, MODELS)
+    entry = MODELS[spec.model]
+    module, _, attribute = entry.factory.partition(":")
+    return getattr(import_module(module), attribute)(**entry.options, **arguments)
 
 
 def _vision_package(package: str, model: str) -> Any:
@@ -81,8 +97,9 @@ def _vision_package(package: str, model: str) -> Any:
 
 def _torchvision(name: str, spec: ModelSpec) -> Any:
     models = _vision_package("torchvision.models", spec.model)
-    if name not in models.list_models():
-        raise unknown_name("torchvision model", name, models.list_models())
+    classifiers = models.list_models(module=models)  # the others fetch weights or give no logits
+    if name not in classifiers:
+        raise unknown_name("torchvision model", name, classifiers)
     return models.get_model(name, weights=None, num_classes=spec.num_classes)
 
 

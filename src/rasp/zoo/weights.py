@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _TORCH_SUFFIXES = (".th", ".pt", ".pth")
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
 _COUNTER = "num_batches_tracked"
 
 
@@ -70,7 +71,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"Weight file '{path}' holds Python objects or code besides tensors; none of it was "
             "run. Save the weights alone: torch.save(model.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except PermissionError:
+        raise
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"Weight file '{path}' is damaged or not written by torch.save."
         ) from error
@@ -104,13 +107,23 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
         for name, value in state.items()
         if name in own and value.shape != own[name].shape
     ]
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    kinds = [
+        f"{name} is {_kind(value)}"
+        for name, value in state.items()
+        if name in own and not _converts(value, own[name])
+    ]
+    broken = [
+        name
+        for name, value in state.items()
+        if _kind(value) in _FLOATS and not value.isfinite().all()
+    ]
     problems = [
         f"{what} {len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in [
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", shapes),
+            ("of another kind", kinds),
             ("not finite", broken),
         ]
         if names
@@ -121,3 +134,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
             "Check the model's name, its number of classes and the file."
         )
     model.load_state_dict(state, strict=False)
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _converts(value: Tensor, own: Tensor) -> bool:
+    """Whether copying loses nothing but precision."""
+    if own.is_floating_point():
+        return _kind(value) in _FLOATS
+    return not value.is_floating_point() and not value.is_complex()

@@ -67,18 +67,47 @@ def test_what_is_not_allowed_is_named(lenet, arguments, message):
         strata(lenet, load("nv_small"), **arguments)
 
 
-def test_named_mixes(lenet):
+def test_named_mixes():
     config = load("nv_small")
 
-    assert mix("fidelity", lenet, config) == FIDELITY_MIX
-    assert mix("nvdla", lenet, config)["MAC_SUM"] == 456 + 304
-    memory = mix("memory", lenet, config)
-    cycles = [layer_cycles(layer.conv, config).total for layer in lenet.layers]
-    inputs = [28 * 28, 6 * 12 * 12, 256, 120, 84]
-    mean = sum(c * n for c, n in zip(cycles, inputs, strict=True)) / sum(cycles)
-    assert memory["INPUT"] == pytest.approx(mean)
+    assert mix("fidelity", config) == FIDELITY_MIX
+    assert mix("nvdla", config)["MAC_SUM"] == 456 + 304
+    assert mix("memory", config) == {"INPUT": 1.0, "WEIGHT": 1.0}
     with pytest.raises(ConfigError, match="Did you mean 'nvdla'"):
-        mix("nvdl", lenet, config)
+        mix("nvdl", config)
+
+
+def test_storage_weighs_each_layers_own_inputs_and_weights_by_its_cycles(lenet):
+    config = load("nv_small")
+
+    population = strata(lenet, config, models=mix("memory", config), layer_weights="storage")
+
+    inputs = [784, 864, 256, 120, 84]
+    weights = [150, 2400, 30720, 10080, 840]
+    cycles = [layer_cycles(layer.conv, config).total for layer in lenet.layers]
+    sizes = [c * n for c, i, w in zip(cycles, inputs, weights, strict=True) for n in (i, w)]
+    assert [s.weight for s in population] == pytest.approx([n / sum(sizes) for n in sizes])
+    with pytest.raises(ConfigError, match="INPUT and WEIGHT, got RD"):
+        strata(lenet, config, models={"RD": 1.0}, layer_weights="storage")
+
+
+def test_products_on_the_host_are_refused_by_name_and_other_host_work_is_not():
+    class Model(torch.nn.Module):
+        def __init__(self, transposed):
+            super().__init__()
+            kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+            self.odd = kind(1, 2, 1)
+            self.fc = torch.nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.fc(torch.sigmoid(self.odd(x)).flatten(1))
+
+    images = torch.randn(2, 1, 4, 4)
+
+    population = strata(lower(Model(False), images), load("nv_small"), models={"RD": 1.0})
+    assert [s.layer for s in population] == ["odd", "fc"]
+    with pytest.raises(UnsupportedModelError, match=r"Layer 'odd.* cannot run on nv_small"):
+        strata(lower(Model(True), images), load("nv_small"), models={"RD": 1.0})
 
 
 def test_occupancy_is_the_filled_share_of_the_buffer(lenet):

@@ -91,6 +91,22 @@ def test_unknown_observer_and_foreign_record_are_refused():
         quantize(network.with_arithmetic(FloatArithmetic("fp16")), images)
 
 
+def test_zeros_do_not_pull_the_scale_down():
+    """A ReLU's zeros are exact at any scale: adding them must not clip the other values."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.zero_()
+    images = torch.randn(16, 1, 8, 8).abs()
+    padded = torch.cat([images, -torch.rand(500, 1, 8, 8)])
+    network = lower(model, images)
+
+    scales = [quantize(network, x, observer="mse")[1].scales["0"] for x in (images, padded)]
+
+    assert scales[0] == pytest.approx(scales[1])
+
+
 def test_a_layer_that_is_always_zero_still_quantises():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
     with torch.no_grad():

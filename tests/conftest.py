@@ -1,0 +1,32 @@
+"""What every test needs: torchvision beside a torch it was not built for."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def vision():
+    """Make torchvision and timm importable, or skip.
+
+    The wheel on PyPI is linked to CUDA, so that beside a CPU torch its operators are missing and
+    it cannot be imported; networks need no more than that they are declared.
+    """
+    if find_spec("torchvision") is None or find_spec("timm") is None:
+        pytest.skip("the vision extra is not installed")
+    library = None
+    try:
+        import_module("torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_module("torchvision")
+    return library
