@@ -8,8 +8,12 @@ pass through NVDLA's CMAC, CACC and SDP does all of that.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from io import StringIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,9 @@ from rasp.errors import ConfigError, RaspError, UnsupportedModelError
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Activation, Add, Clip, Conv, Network, Node, Pool, Scale
 from rasp.network.translate import translate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _TOLERANCE = 1e-3
 _BATCHES = (2, 3)  # exported with the first, checked with the second: no batch size may be baked in
@@ -78,7 +85,8 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
                     f"The model must map images (N, C, H, W) to logits (N, classes); "
                     f"it gave {shape} for {tuple(images.shape)}."
                 )
-            return torch.export.export(model, (images,))
+            with _quiet():
+                return torch.export.export(model, (images,))
     except RaspError:
         raise
     except Exception as error:  # torch raises dozens of types here, and they are the user's model's
@@ -87,6 +95,18 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
             f"The model cannot be exported for images of shape {tuple(images.shape)}: "
             f"{type(error).__name__}: {reason}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the graphs and warnings torch prints beside the error it raises."""
+    threshold = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(threshold)
 
 
 def _fuse(nodes: list[Node], output: str) -> tuple[list[Node], str]:

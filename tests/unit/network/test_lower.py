@@ -154,6 +154,13 @@ def test_unsupported_models_are_refused_with_a_reason(model, message):
         lower(model, torch.randn(2, 3, 4, 4))
 
 
+def test_a_refusal_prints_nothing_but_the_error(capfd):
+    with pytest.raises(UnsupportedModelError):
+        lower(DataDependent(), torch.randn(2, 3, 4, 4))
+
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nan_weights_are_refused_by_name():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():
