@@ -1,7 +1,8 @@
-"""What every test needs: torchvision beside a torch it was not built for."""
+"""What tests share: torchvision beside a torch it was not built for, and an audible Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -30,3 +31,14 @@ def vision():
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import_module("torchvision")
     return library
+
+
+@pytest.fixture
+def interruptible():
+    """Hear SIGINT, and let child processes hear it, where the suite was started in the background.
+
+    A shell starts background jobs with the signal ignored, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -110,6 +110,7 @@ def undisturbed(tmp_path_factory):
     return store_of
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number_format", "stop", "moments"),
     [

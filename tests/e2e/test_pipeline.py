@@ -142,6 +142,7 @@ def test_a_store_of_another_spec_is_refused_and_untouched(home, dense):
     assert (out / "campaign.sqlite").read_bytes() == before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_prints_the_line_that_goes_on(home, dense):
     out = home / "interrupted"
     arguments = [

@@ -1,5 +1,7 @@
 """The INT8 graph against a convolution and an SDP written in int64 NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,13 @@ from torch import nn
 from rasp import zoo
 from rasp.network.graph import Add, Concat, Conv, Flatten, PadChannels, Pool
 from rasp.network.int8_conv import ExactConv
-from rasp.network.int8_ops import Converter, _operand, round_half_away
+from rasp.network.int8_ops import (
+    Converter,
+    Int8Arithmetic,
+    Int8Layer,
+    _operand,
+    round_half_away,
+)
 from rasp.network.lower import lower
 from rasp.nvdla.shapes import ConvShape
 from rasp.quantization.calibrate import quantize
@@ -48,7 +56,8 @@ def run(node, inputs, arithmetic):
         case Conv():
             layer = arithmetic.layers[node.name]
             sums = convolve(node.conv, x, layer.weight.numpy())
-            v = np.clip(sums + layer.bias.numpy()[:, None, None], -(2**31), 2**31 - 1)
+            v = np.clip(shift_round(sums, layer.truncate), -(2**31), 2**31 - 1)
+            v = np.clip(v + layer.bias.numpy()[:, None, None], -(2**31), 2**31 - 1)
             v = v * layer.converter.multiplier.numpy()[:, None, None]
             v = shift_round(v, layer.converter.shift)
             v = np.clip(v, layer.converter.low, layer.converter.high)
@@ -220,3 +229,33 @@ def test_biases_are_16_bit_operands_shifted_left(largest, seed):
     assert torch.equal(bias / unit, torch.round(bias / unit))
     assert float((bias - values).abs().max()) <= unit / 2
     assert unit == 1 or unit <= 2 * largest / 32767
+
+
+@pytest.mark.parametrize("truncate", [1, 5, 31])
+def test_a_shift_in_the_accumulator_equals_int64_numpy(truncate):
+    model = nn.Sequential(nn.Conv2d(8, 5, 3), nn.Flatten(), nn.Linear(180, 3))
+    images = torch.randn(4, 8, 8, 8)
+    network, _ = quantize(lower(model, images), images)
+    integers = network.arithmetic
+    layers = {n: replace(layer, truncate=truncate) for n, layer in integers.layers.items()}
+    network = network.with_arithmetic(replace(integers, layers=layers))
+
+    values = network.trace(images)
+
+    for node in network.nodes[1:]:
+        inputs = [values[name].numpy().astype(np.int64) for name in node.inputs]
+        assert np.array_equal(values[node.name].numpy(), run(node, inputs, network.arithmetic))
+
+
+@given(st.integers(-(2**33), 2**33 - 1), st.integers(0, 31))
+def test_delivery_shifts_rounds_half_away_and_saturates_to_32_bits(total, truncate):
+    shape = ConvShape("x", 1, 1, 1, 1, 1, 1)
+    weight, bias = torch.ones(1, 1, 1, 1, dtype=torch.int8), torch.zeros(1).long()
+    unit = Converter(torch.ones(1).long(), 0, -128, 127)
+    layer = Int8Layer(shape, weight, bias, unit, truncate)
+    conv = Conv("x", ("input",), (1, 1, 1), weight.float(), bias.float(), shape)
+
+    found = Int8Arithmetic({"x": 1.0}, {"x": layer}, {}, {}).deliver(conv, torch.tensor([total]))
+
+    expected = np.clip(shift_round(np.int64(total), truncate), -(2**31), 2**31 - 1)
+    assert int(found) == int(expected)

@@ -57,7 +57,7 @@ class Upsets:
 
 
 class SumChange(NamedTuple):
-    """New sums of output elements, arrays of one length.
+    """New results of output elements as they leave the accumulator, arrays of one length.
 
     ``kernel`` counts the result lanes: beyond the layer's kernels they are lanes nobody uses.
     """
@@ -109,7 +109,9 @@ def change_sums(context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor) 
     elif effect == "product":
         faulty = golden + _product_change(context, operands, at)
     elif effect == "final":
-        faulty = flip_sum(golden, at.bit, _path(context).final_bits)
+        result = _delivered(context, golden)
+        faulty = flip_sum(result, at.bit, _path(context).final_bits)
+        return SumChange(at.row, at.kernel, at.pixel, result, faulty)
     else:
         size = max(1, _GATHER // (context.mapping.taps * context.mapping.atoms.channels))
         parts = [
@@ -117,9 +119,13 @@ def change_sums(context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor) 
             for i in range(0, len(golden), size)
         ]
         faulty = torch.cat(parts) if parts else golden
-    if operands.wide == torch.int64:
-        faulty = _saturate(faulty, _path(context).final_bits)
+    golden, faulty = _delivered(context, golden), _delivered(context, faulty)
     return SumChange(at.row, at.kernel, at.pixel, golden, faulty)
+
+
+def _delivered(context: LayerContext, sums: Tensor) -> Tensor:
+    """Sums as the SDP gets them, in the type they came in."""
+    return context.arithmetic.deliver(context.conv, sums).to(sums.dtype)
 
 
 def change_outputs(
@@ -143,7 +149,7 @@ def change_outputs(
     change = change_sums(context, upsets, x, sums)
     different = (change.golden != change.faulty) & (change.kernel < shape.K)
     row, kernel, pixel, _, faulty = (column[different] for column in change)
-    value = context.arithmetic.finish(context.conv, faulty, kernel)
+    value = context.arithmetic.convert(context.conv, faulty, kernel)
     return SparseChange(row, kernel * shape.pixels + pixel, value)
 
 

@@ -108,6 +108,7 @@ class _Shape(BaseModel):
     relu: Flag | bool = 0
     scale: int = Field(ge=1, lt=2**15)
     shift: int = Field(ge=0, lt=64)
+    truncate: int = Field(0, ge=0, lt=32)
     sparse: Flag | bool = 0
 
 
@@ -241,7 +242,7 @@ def _layer(path: Path, name: str, entry: object) -> RtlLayer:
     )
     # lanes without a kernel run through the SDP too, with a bias of 0
     padded = torch.cat([bias, bias.new_zeros(lanes - shape.K)])
-    integers = Int8Layer(shape, weight, padded, converter)
+    integers = Int8Layer(shape, weight, padded, converter, layer.truncate)
     image = Input("input", (), (shape.C, shape.H, shape.W))
     logits = Flatten("logits", (name,), (shape.K * shape.pixels,))
     nodes = (image, conv, logits)

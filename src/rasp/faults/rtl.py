@@ -353,8 +353,8 @@ def _predict(
         )
         different = change.golden != change.faulty
         row, kernel, pixel, golden, faulty = (values[different] for values in change)
-        before = arithmetic.finish(context.conv, golden, kernel).tolist()
-        after = arithmetic.finish(context.conv, faulty, kernel).tolist()
+        before = arithmetic.convert(context.conv, golden, kernel).tolist()
+        after = arithmetic.convert(context.conv, faulty, kernel).tolist()
     columns = (values.tolist() for values in (row, kernel, pixel, golden, faulty))
     for i, k, p, old, new, out, wrong in zip(*columns, before, after, strict=True):
         y, x = divmod(p, shape.Wo)

@@ -77,10 +77,19 @@ class FloatArithmetic:
         """Sums of products in fp32, ``(N, K, Ho, Wo)``."""
         return convolve(conv, x.float(), self.operands(conv).float())
 
-    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
+    def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
+        """The sums themselves."""
+        del conv
+        return sums
+
+    def convert(self, conv: Conv, results: Tensor, kernel: Tensor) -> Tensor:
         """Bias, clamp and rounding of any set of sums; ``kernel`` gives the bias of each."""
         bias = self.encode(conv.bias).float()[kernel]
-        return self.encode(clamp(sums + bias, conv.clip))
+        return self.encode(clamp(results + bias, conv.clip))
+
+    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
+        """:meth:`convert`, since nothing happens in between."""
+        return self.convert(conv, sums, kernel)
 
     def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """One node on stored inputs ``(N, ...)``."""

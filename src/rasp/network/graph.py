@@ -181,14 +181,20 @@ class Arithmetic(Protocol):
     def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
         """Sums of products of a convolution, bias left out, ``(N, K, Ho, Wo)``."""
 
-    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
-        """SDP of a convolution on any set of sums: bias, clamp, conversion to stored values.
+    def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
+        """What the accumulator hands to the SDP: in INT8 shifted, rounded, saturated to 32 bits."""
+
+    def convert(self, conv: Conv, results: Tensor, kernel: Tensor) -> Tensor:
+        """SDP on delivered results of any shape: bias, clamp, conversion to stored values.
 
         Args:
             conv: the layer.
-            sums: any shape.
-            kernel: int64 kernel index of each sum, broadcastable to ``sums``.
+            results: any shape.
+            kernel: int64 kernel index of each result, broadcastable to ``results``.
         """
+
+    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
+        """:meth:`deliver` and :meth:`convert`: any set of sums to stored values."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,7 +125,8 @@ class Int8Layer:
         shape: the layer.
         weight: ``(K, C / groups, R, S)`` int8.
         bias: ``(K,)`` int64: 16-bit operands times one power of two, within int32.
-        converter: sums to int8.
+        converter: results to int8.
+        truncate: right shift of the accumulator's result, 0 to 31; the quantiser needs none.
         sums: the exact convolution with this weight.
     """
 
@@ -133,6 +134,7 @@ class Int8Layer:
     weight: Tensor
     bias: Tensor
     converter: Converter
+    truncate: int = 0
     sums: ExactConv = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -211,11 +213,20 @@ class Int8Arithmetic:
         """Exact sums of products, ``(N, K, Ho, Wo)`` int32."""
         return self.layers[conv.name].sums(x).to(torch.int32)
 
-    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
-        """SDP on integer sums of any shape and integer type; ``kernel`` is each one's kernel."""
+    def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
+        """CACC's last step: shift with rounding half away, saturation to 32 bits; float64."""
+        scaled = sums.double() * 2.0 ** -self.layers[conv.name].truncate
+        return round_half_away(scaled).clamp_(-_INT32, _INT32 - 1)
+
+    def convert(self, conv: Conv, results: Tensor, kernel: Tensor) -> Tensor:
+        """SDP on delivered results of any shape; ``kernel`` is each one's kernel."""
         layer = self.layers[conv.name]
-        biased = sums.double() + layer.bias[kernel]
+        biased = results.double() + layer.bias[kernel]
         return layer.converter(biased.clamp_(-_INT32, _INT32 - 1), kernel)
+
+    def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
+        """CACC's last step and the SDP on integer sums of any shape and integer type."""
+        return self.convert(conv, self.deliver(conv, sums), kernel)
 
     def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """One node on stored inputs ``(N, ...)``."""
@@ -225,8 +236,12 @@ class Int8Arithmetic:
                 layer = self.layers[node.name]
                 kernel = torch.arange(node.conv.K).view(-1, 1, 1)
                 bias = layer.bias[kernel].double()
+                whole = layer.truncate == 0  # golden sums never reach 32 bits
                 stored = _blocks(
-                    lambda sums: layer.converter(sums.double().add_(bias), kernel), layer.sums(x)
+                    lambda sums: layer.converter(
+                        (sums.double() if whole else self.deliver(node, sums)).add_(bias), kernel
+                    ),
+                    layer.sums(x),
                 )
                 return stored.reshape(-1, *node.shape)
             case Add():
