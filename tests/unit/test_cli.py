@@ -230,7 +230,10 @@ def test_limit_and_format_reach_the_result(here, weights):
 def test_lists_name_every_registry(here):
     found = json.loads(runner.invoke(app, ["ls", "--json"]).stdout)
 
-    assert set(found) == {"models", "criteria", "fault-models", "accelerators", "data"}
+    kinds = {"models", "criteria", "fault-models", "accelerators", "registers", "data"}
+    assert set(found) == kinds
+    assert found["registers"]["cmac_sum"].startswith("datapath, 456 flip-flops on nv_small")
+    assert found["fault-models"]["MAC_SUM"] == "sum of a MAC cell"
     assert {"lenet5", "resnet18", "resnet50", "resnet20", "resnet56"} <= set(found["models"])
     assert {"INPUT", "WEIGHT", "INPUT16", "WEIGHT16", "RD_BFLIP", "RD"} <= set(
         found["fault-models"]

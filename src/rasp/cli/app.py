@@ -495,7 +495,9 @@ def list_names(
     *,
     what: Annotated[
         str | None,
-        typer.Argument(help="models, criteria, fault-models, accelerators or data; all if absent."),
+        typer.Argument(
+            help="models, criteria, fault-models, accelerators, registers or data; all if absent."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

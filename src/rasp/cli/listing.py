@@ -56,6 +56,17 @@ def _accelerators() -> dict[str, str]:
     return {name: line(name) for name in CONFIGS}
 
 
+def _registers() -> dict[str, str]:
+    from rasp.nvdla.config import load
+    from rasp.nvdla.registers import registers
+
+    return {
+        entry.name: f"{entry.kind}, {entry.flip_flops} flip-flops on nv_small; of random upsets in "
+        f"its RTL {entry.measured.sdc:.1%} change outputs, {entry.measured.hang:.1%} hang"
+        for entry in registers(load("nv_small"))
+    }
+
+
 def _data() -> dict[str, str]:
     from rasp.data.registry import DATASETS
 
@@ -67,6 +78,7 @@ _KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "criteria": _criteria,
     "fault-models": _fault_models,
     "accelerators": _accelerators,
+    "registers": _registers,
     "data": _data,
 }
 
