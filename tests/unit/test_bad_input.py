@@ -220,7 +220,8 @@ def test_models_that_cannot_be_used(fails, tmp_path, monkeypatch, code, word, li
     name = f"net_{abs(hash(line))}"
     (tmp_path / f"{name}.py").write_text(NET.format(line))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    fails(code, word, "quantize", "--model", f"{name}:Net", "--data", "digits")
+    for verb in (["quantize"], ["prune", *HALF]):
+        fails(code, word, *verb, "--model", f"{name}:Net", "--data", "digits")
 
 
 # Weight files

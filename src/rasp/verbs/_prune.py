@@ -169,10 +169,12 @@ def _prune(
     import torch
 
     from rasp import complexity, training
+    from rasp.network.lower import lower
     from rasp.pruning import pruner
     from rasp.pruning.importance import CalibrationBatch
     from rasp.pruning.recalibrate import recalibrate
 
+    lower(loaded.model, loaded.example)  # what cannot be exported is refused before the work
     label = f"prune {loaded.name} by {arguments['criterion']}"
     epochs = arguments["epochs"]
     config = replace(
