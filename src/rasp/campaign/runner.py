@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from rasp import threads
 from rasp.campaign import result
+from rasp.campaign.executors import InProcess
+from rasp.campaign.job import Job, Task, Worker
 from rasp.campaign.spec import CampaignSpec
-from rasp.campaign.store import (
-    CHUNK,
-    COLUMNS,
-    OUTCOMES,
-    ImageFacts,
-    StratumFacts,
-    open_or_create,
-)
+from rasp.campaign.store import CHUNK, ImageFacts, StratumFacts, open_or_create
 from rasp.errors import ConfigError
-from rasp.faults.population import strata
-from rasp.faults.sampling import draw
 from rasp.network.digest import digest
 from rasp.progress import silent
-from rasp.replay.engine import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
+    from rasp.campaign.executors import Executor
     from rasp.campaign.result import CampaignResult
     from rasp.campaign.store import Store
-    from rasp.faults.population import Stratum
-    from rasp.faults.sites import Sites
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
-    from rasp.replay.outcomes import Outcomes
-    from rasp.rng import Words
-
-_SITE = COLUMNS[COLUMNS.index("kernel") : COLUMNS.index("changed")]
-
-
-class Injector(Protocol):
-    """What a chunk needs of a replay engine; rows depend on the arguments alone."""
-
-    def run(
-        self, stratum: Stratum, image: NDArray[np.int64], words: Words
-    ) -> tuple[Sites, Outcomes]:
-        """Inject ``(n,)`` faults of one stratum and say where they hit and what they did."""
+    from rasp.replay.golden import GoldenRun
 
 
 def specify(
@@ -117,7 +93,7 @@ def inject(
     store_path: str | Path,
     *,
     chunk: int = CHUNK,
-    batch: int = 64,
+    batch: int = 128,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> CampaignResult:
@@ -134,8 +110,7 @@ def inject(
         spec: what is asked; see :func:`specify`.
         store_path: SQLite file, made if it is not there.
         chunk: trials of one transaction in a new store.
-        batch: images or faults that run at once. A float convolution may round batches of another
-            size differently, so leave it as it is when resuming.
+        batch: images or faults that run at once; it changes no row.
         device: torch device.
         progress: hears of finished trials.
 
@@ -145,74 +120,44 @@ def inject(
         PrerequisiteError: the disk is full.
     """
     _check(spec, network, images, accelerator)
-    population = strata(
-        network,
-        accelerator,
-        models=spec.fault_models,
-        layer_weights=spec.layer_weights,
-        layers=spec.layers,
-    )
+    job = Job(spec, network, accelerator, images, labels, batch=batch, device=device)
     with threads.suited_to(network.macs), open_or_create(store_path, spec, chunk=chunk) as store:
         if store.missing():
-            replay = Replay(network, accelerator, images, labels, batch=batch, device=device)
-            golden = replay.golden
-            facts = zip(
-                labels.tolist(),
-                golden.top1.tolist(),
-                golden.confidence.tolist(),
-                golden.margin.tolist(),
-                strict=True,
-            )
+            worker = Worker(job)
             store.describe(
-                [StratumFacts(s.layer, s.model, float(s.weight)) for s in population],
-                [ImageFacts(*fact) for fact in facts],
+                [StratumFacts(s.layer, s.model, float(s.weight)) for s in worker.population],
+                _image_facts(worker.replay.golden, labels),
             )
-            run_chunks(replay, population, store, progress=progress)
+            run_chunks(InProcess(worker), store, progress=progress)
     return result.read(store_path)
 
 
-def run_chunks(
-    injector: Injector,
-    population: Sequence[Stratum],
-    store: Store,
-    *,
-    progress: Progress = silent,
-) -> None:
-    """Run and commit the chunks that a store misses, in order.
+def run_chunks(executor: Executor, store: Store, *, progress: Progress = silent) -> None:
+    """Run and commit the chunks that a store misses.
 
     Raises:
         PrerequisiteError: the disk is full; finished chunks are kept.
     """
     spec = store.spec
-    missing = store.missing()
-    done = spec.trials - sum(len(store.span(chunk)) for chunk in missing)
-    stage = f"inject {spec.model} {spec.format}"
-    progress(stage, done, spec.trials)
-    for chunk in missing:
-        span = store.span(chunk)
-        trials = draw(
-            population, images=spec.images, seed=spec.seed, start=span.start, count=len(span)
-        )
-        rows = np.empty((len(span), len(COLUMNS)), dtype=np.int64)
-        finished = done
-        for index in np.unique(trials.stratum).tolist():
-            stratum = population[index]
-            (chosen,) = np.nonzero(trials.stratum == index)
-            sites, outcomes = injector.run(stratum, trials.image[chosen], trials.words[chosen])
-            rows[chosen] = np.column_stack(
-                [
-                    trials.index[chosen],
-                    trials.stratum[chosen],
-                    trials.image[chosen],
-                    *(getattr(sites, name) for name in _SITE),
-                    outcomes.changed,
-                    *(getattr(outcomes, name) for name in OUTCOMES),
-                ]
-            )
-            finished += len(chosen)
-            progress(stage, finished, spec.trials, f"{stratum.layer} {stratum.model}")
-        store.commit(chunk, rows)
-        done = finished
+    tasks = [Task(chunk, store.span(chunk)) for chunk in store.missing()]
+    title = f"inject {spec.model} {spec.format}"
+    finished = spec.trials - sum(len(task.trials) for task in tasks)
+
+    def partly(stage: str, done: int, total: int, detail: str = "") -> None:
+        del stage, total
+        progress(title, finished + done, spec.trials, detail)
+
+    progress(title, finished, spec.trials)
+    for task, rows in executor.run(tasks, progress=partly):
+        store.commit(task.chunk, rows.columns, rows.weight)
+        finished += len(task.trials)
+        progress(title, finished, spec.trials)
+
+
+def _image_facts(golden: GoldenRun, labels: Tensor) -> list[ImageFacts]:
+    columns = (labels, golden.top1, golden.confidence, golden.margin)
+    facts = zip(*(column.tolist() for column in columns), strict=True)
+    return [ImageFacts(*fact) for fact in facts]
 
 
 def _check(

@@ -107,6 +107,10 @@ class CampaignSpec(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"Campaign specification: {error.errors()[0]['msg']}.") from None
 
+    def rounds(self) -> tuple[range, ...]:
+        """Trials of each round, in order; chunks never reach over the end of a round."""
+        return (range(self.trials),)
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, 64 hex digits: the identity of the campaign."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

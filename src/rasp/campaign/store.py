@@ -176,12 +176,13 @@ class Store:
         if seen != [facts[:2] for facts in images]:
             raise _other(self.path, "its images have other labels or other fault-free answers")
 
-    def commit(self, chunk: int, rows: NDArray[np.int64]) -> None:
+    def commit(self, chunk: int, rows: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Write a chunk in one transaction; a chunk that is there already stays as it is.
 
         Args:
             chunk: number of the chunk.
             rows: ``(len(span(chunk)), len(COLUMNS))`` int64, columns in that order.
+            weight: population share of each trial over the probability it was drawn with.
 
         Raises:
             PrerequisiteError: the disk is full or the file cannot be written.

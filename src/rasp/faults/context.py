@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from rasp.network.windows import exact
+from rasp.nvdla.cycles import layer_window
+from rasp.nvdla.layout import GROUPS, Share, shares
 from rasp.nvdla.mapping import Mapping
+from rasp.nvdla.timeline import Timeline
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rasp.faults.sites import Sites, SparseChange
+    from rasp.faults.values import LayerValues
     from rasp.network.graph import Arithmetic, Conv
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.rng import Words
@@ -34,17 +37,36 @@ class LayerContext:
         """Order of the layer's work on the accelerator."""
         return Mapping(self.conv.conv, self.accelerator, self.arithmetic.format)
 
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Cycles of the layer's packages."""
+        return Timeline(self.mapping)
+
+    @cached_property
+    def window(self) -> int:
+        """Cycles in which the layer occupies the accelerator."""
+        return layer_window(self.conv.conv, self.accelerator, self.arithmetic.format)
+
+    @cached_property
+    def exact_pixels(self) -> bool:
+        """Whether sums of single pixels have the bits of the whole map's."""
+        return exact(self.arithmetic, self.conv, 1, 1)
+
+    @cached_property
+    def registers(self) -> dict[str, tuple[Share, ...]]:
+        """Registers of each group of :data:`rasp.nvdla.layout.GROUPS`."""
+        found = shares(self.accelerator, self.arithmetic.format)
+        return {name: tuple(s for s in found if s.field.group == name) for name in GROUPS}
+
 
 class FaultModel(ABC):
     """How upsets of one kind of register are drawn and what they change.
 
     Attributes:
         name: name in reports and stores.
-        reads_sums: whether :meth:`change` needs the layer's sums.
     """
 
     name: str
-    reads_sums: bool = True
 
     @property
     def summary(self) -> str:
@@ -61,15 +83,10 @@ class FaultModel(ABC):
         """
 
     @abstractmethod
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """What ``n`` faults change, fault ``i`` in row ``i``.
 
         Args:
-            context: the layer.
             sites: ``n`` sites.
-            x: golden stored input ``(n, C, H, W)``.
-            sums: golden sums ``(n, K, Ho * Wo)``; empty unless :attr:`reads_sums`.
-            y: golden stored output ``(n, K, Ho * Wo)``.
+            values: golden values of the layer for ``n`` trials.
         """

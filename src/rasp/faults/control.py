@@ -16,12 +16,12 @@ import torch
 from rasp import rng
 from rasp.faults.bits import pattern
 from rasp.faults.context import FIRST_FREE_WORD, FaultModel, LayerContext
+from rasp.faults.operands import tensor
 from rasp.faults.sites import Sites, SparseChange
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rasp.faults.sites import Integers
+    from rasp.faults.values import LayerValues
     from rasp.rng import Words
 
 
@@ -33,7 +33,6 @@ class StreamShift(FaultModel):
     """
 
     name = "STREAM_SHIFT"
-    reads_sums = False
 
     def draw(self, context: LayerContext, words: Words) -> Sites:
         """The first late element, uniform over the stream but its first."""
@@ -43,24 +42,21 @@ class StreamShift(FaultModel):
         kernel, pixel = np.divmod(order[position], context.conv.conv.pixels)
         return Sites.of(len(words), kernel=kernel, pixel=pixel, value=position)
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """Every element from the site to the end of the stream."""
-        del x, sums
-        order = torch.from_numpy(_stream(context)).to(y.device)
-        late = torch.arange(len(order), device=y.device) >= torch.from_numpy(
-            np.maximum(sites.value, 1)
-        ).to(y.device).unsqueeze(1)
+        order = tensor(_stream(values.context), values)
+        first = tensor(np.maximum(sites.value, 1), values)[:, None]
+        late = torch.arange(len(order), device=values.device) >= first
         row, place = torch.nonzero(late, as_tuple=True)
-        return SparseChange(row, order[place], y.flatten(1)[row, order[place - 1]])
+        before, pixels = order[place - 1], values.context.conv.conv.pixels
+        value = values.output(row, before // pixels, before % pixels)
+        return SparseChange(row, order[place], value)
 
 
 class StripeRandom(FaultModel):
     """One stripe of pixels of one kernel group is replaced by uniformly random bits."""
 
     name = "STRIPE_RANDOM"
-    reads_sums = False
 
     def draw(self, context: LayerContext, words: Words) -> Sites:
         """Kernel group and the stripe of a uniform pixel; ``value`` seeds the random bits."""
@@ -78,15 +74,12 @@ class StripeRandom(FaultModel):
             value=(words[:, FIRST_FREE_WORD + 2] >> np.uint64(1)).astype(np.int64),
         )
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """Every element of the stripe in every kernel of the group."""
-        del x, sums
-        shape, mapping = context.conv.conv, context.mapping
+        shape, mapping = values.context.conv.conv, values.context.mapping
         sizes = {span.start: span.size for span in mapping.kernel_groups}
         lengths = {stripe.start: stripe.length for stripe in mapping.stripes}
-        rows, elements, values = [], [], []
+        rows, elements, patterns = [], [], []
         for row in range(len(sites)):
             kernel, start = int(sites.kernel[row]), int(sites.pixel[row])
             kernels = kernel + np.arange(sizes[kernel % (shape.K // shape.groups)])
@@ -95,12 +88,12 @@ class StripeRandom(FaultModel):
             bits = rng.words(int(sites.value[row]), "stripe", 0, len(hit), 4)[:, 0]
             rows.append(np.full(len(hit), row))
             elements.append(hit)
-            values.append((bits >> np.uint64(64 - context.arithmetic.bits)).astype(np.int64))
-        columns = [
-            torch.from_numpy(np.concatenate(column)).to(y.device)
-            for column in (rows, elements, values)
-        ]
-        return SparseChange(columns[0], columns[1], pattern(columns[2], y))
+            wide = np.uint64(64 - values.context.arithmetic.bits)
+            patterns.append((bits >> wide).astype(np.int64))
+        row_of, element, value = (
+            tensor(np.concatenate(column), values) for column in (rows, elements, patterns)
+        )
+        return SparseChange(row_of, element, pattern(value, values.y.pixels))
 
 
 def _stream(context: LayerContext) -> Integers:

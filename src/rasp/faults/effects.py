@@ -24,6 +24,7 @@ from rasp.nvdla.mapping import Atom, Outputs
 
 if TYPE_CHECKING:
     from rasp.faults.context import LayerContext
+    from rasp.faults.values import LayerValues
     from rasp.nvdla.config import Datapath
     from rasp.nvdla.signals import Signal
 
@@ -89,20 +90,19 @@ class _Elements(NamedTuple):
         return _Elements(*(column[chosen] for column in self))
 
 
-def change_sums(context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor) -> SumChange:
+def change_sums(upsets: Upsets, values: LayerValues) -> SumChange:
     """Sums that ``n`` upsets change, and some they leave as they were.
 
     Args:
-        context: the layer.
         upsets: what is hit.
-        x: golden stored input ``(n, C, H, W)``.
-        sums: golden sums ``(n, K, Ho * Wo)``.
+        values: golden values of the layer for ``n`` trials.
     """
-    operands = Operands(context, x)
-    at = _elements(context, upsets, x)
-    known = at.kernel < sums.shape[1]
-    golden = sums[at.row, at.kernel.clamp(max=sums.shape[1] - 1), at.pixel].to(operands.wide)
-    golden = torch.where(known, golden, torch.zeros_like(golden))
+    context = values.context
+    operands = Operands(values)
+    at = _elements(context, upsets, values)
+    last = context.conv.conv.K - 1
+    golden = values.sums(at.row, at.kernel.clamp(max=last), at.pixel).to(operands.wide)
+    golden = torch.where(at.kernel <= last, golden, torch.zeros_like(golden))
     effect = upsets.signal.effect
     if effect in _OPERANDS:
         faulty = golden + _operand_change(context, upsets, operands, at)
@@ -128,25 +128,21 @@ def _delivered(context: LayerContext, sums: Tensor) -> Tensor:
     return context.arithmetic.deliver(context.conv, sums).to(sums.dtype)
 
 
-def change_outputs(
-    context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor, y: Tensor
-) -> SparseChange:
+def change_outputs(upsets: Upsets, values: LayerValues) -> SparseChange:
     """Output elements that ``n`` upsets change, and some they leave as they were.
 
     Args:
-        context: the layer.
         upsets: what is hit.
-        x: golden stored input ``(n, C, H, W)``.
-        sums: golden sums ``(n, K, Ho * Wo)``.
-        y: golden stored output ``(n, K, Ho * Wo)``.
+        values: golden values of the layer for ``n`` trials.
     """
+    context = values.context
     shape = context.conv.conv
     if upsets.signal.effect == "output":
-        at = _elements(context, upsets, x)
+        at = _elements(context, upsets, values)
         at = at.pick(at.kernel < shape.K)
-        value = flip(y[at.row, at.kernel, at.pixel], at.bit)
+        value = flip(values.output(at.row, at.kernel, at.pixel), at.bit)
         return SparseChange(at.row, at.kernel * shape.pixels + at.pixel, value)
-    change = change_sums(context, upsets, x, sums)
+    change = change_sums(upsets, values)
     different = (change.golden != change.faulty) & (change.kernel < shape.K)
     row, kernel, pixel, _, faulty = (column[different] for column in change)
     value = context.arithmetic.convert(context.conv, faulty, kernel)
@@ -162,7 +158,7 @@ def _path(context: LayerContext) -> Datapath:
     return context.accelerator.datapath(context.arithmetic.format)
 
 
-def _elements(context: LayerContext, upsets: Upsets, like: Tensor) -> _Elements:
+def _elements(context: LayerContext, upsets: Upsets, like: LayerValues) -> _Elements:
     """Outputs in reach of the upsets that find a live atom, one entry each."""
     mapping, signal = context.mapping, upsets.signal
     shape = mapping.shape

@@ -22,6 +22,7 @@ from rasp.faults.operands import Operands, tensor
 from rasp.faults.sites import Integers, Sites, SparseChange
 
 if TYPE_CHECKING:
+    from rasp.faults.values import LayerValues
     from rasp.rng import Words
 
 
@@ -37,16 +38,13 @@ class Input(FaultModel):
         channel, pixel = np.divmod(element, shape.H * shape.W)
         return Sites.of(len(words), channel=channel, pixel=pixel, bit=bit)
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """Every output whose window holds the element, in every kernel that reads its channel."""
-        del y
-        shape = context.conv.conv
-        rows = torch.arange(len(sites), device=x.device)
-        channel, pixel = tensor(sites.channel, x), tensor(sites.pixel, x)
-        value = x.reshape(len(x), shape.C, -1)[rows, channel, pixel]
-        step = _difference(context, flip(value, tensor(sites.bit, x)), value)
+        shape = values.context.conv.conv
+        rows = torch.arange(len(sites), device=values.device)
+        channel, pixel = tensor(sites.channel, values), tensor(sites.pixel, values)
+        value = values.input(rows, channel, pixel)
+        step = _difference(values, flip(value, tensor(sites.bit, values)), value)
         in_row, in_column = pixel // shape.W, pixel % shape.W
         per_group = shape.K // shape.groups
         within = channel % (shape.C // shape.groups)
@@ -60,13 +58,13 @@ class Input(FaultModel):
                 used = (top % shape.stride[0] == 0) & (left % shape.stride[1] == 0)
                 used &= (top >= 0) & (out_row < shape.Ho) & (left >= 0) & (out_column < shape.Wo)
                 hit = rows[used]
-                kernel = group[hit, None] * per_group + torch.arange(per_group, device=x.device)
+                kernel = group[hit, None] * per_group + torch.arange(per_group, device=hit.device)
                 out = (out_row * shape.Wo + out_column)[hit, None]
-                weight = _weights(context, x)[kernel, within[hit, None], r, s]
+                weight = _weights(values)[kernel, within[hit, None], r, s]
                 delta = step[hit, None] * weight
                 parts.append((hit[:, None].expand_as(delta), kernel, out.expand_as(delta), delta))
         row, kernel, out, delta = (torch.cat([p[i].flatten() for p in parts]) for i in range(4))
-        return _resum(context, sums, row, kernel, out, delta)
+        return _resum(values, row, kernel, out, delta)
 
 
 class Weight(FaultModel):
@@ -80,13 +78,10 @@ class Weight(FaultModel):
         kernel, channel, r, s = np.unravel_index(element, context.conv.weight.shape)
         return Sites.of(len(words), kernel=kernel, channel=channel, r=r, s=s, bit=bit)
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """Every pixel of the kernel."""
-        del y
-        pixels = torch.arange(context.conv.conv.pixels, device=x.device)
-        return _flip_weight(context, sites, x, sums, pixels.expand(len(sites), -1))
+        pixels = torch.arange(values.context.conv.conv.pixels, device=values.device)
+        return _flip_weight(sites, values, pixels.expand(len(sites), -1))
 
 
 class Input16(FaultModel):
@@ -108,27 +103,24 @@ class Input16(FaultModel):
         kernel = group * (shape.K // shape.groups) + starts[portion]
         return Sites.of(len(words), kernel=kernel, channel=channel, r=r, s=s, pixel=pixel, bit=bit)
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """One pixel in every kernel of the group."""
-        del y
-        shape, mapping = context.conv.conv, context.mapping
-        kernel = tensor(sites.kernel, x)
+        shape, mapping = values.context.conv.conv, values.context.mapping
+        kernel = tensor(sites.kernel, values)
         size = max(span.size for span in mapping.kernel_groups)
-        lanes = kernel[:, None] + torch.arange(size, device=x.device)
+        lanes = kernel[:, None] + torch.arange(size, device=values.device)
         per_group = shape.K // shape.groups
         present = lanes < torch.minimum(
             kernel + mapping.atoms.kernels, (kernel // per_group + 1) * per_group
         ).unsqueeze(1)
-        pixel = tensor(sites.pixel, x)
-        value = _operand(context, sites, x, pixel[:, None]).squeeze(1)
-        step = _difference(context, flip(value, tensor(sites.bit, x)), value)
-        row = torch.arange(len(sites), device=x.device)[:, None].expand_as(lanes)[present]
+        pixel = tensor(sites.pixel, values)
+        value = _operand(sites, values, pixel[:, None]).squeeze(1)
+        step = _difference(values, flip(value, tensor(sites.bit, values)), value)
+        row = torch.arange(len(sites), device=values.device)[:, None].expand_as(lanes)[present]
         lane = lanes[present]
-        channel, r, s = (tensor(c, x)[row] for c in (sites.channel, sites.r, sites.s))
-        delta = step[row] * _weights(context, x)[lane, channel, r, s]
-        return _resum(context, sums, row, lane, pixel[row], delta)
+        channel, r, s = (tensor(c, values)[row] for c in (sites.channel, sites.r, sites.s))
+        delta = step[row] * _weights(values)[lane, channel, r, s]
+        return _resum(values, row, lane, pixel[row], delta)
 
 
 class Weight16(FaultModel):
@@ -157,25 +149,19 @@ class Weight16(FaultModel):
             bit=at.bit,
         )
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """Every pixel of the stripe."""
-        del y
-        lengths = {stripe.start: stripe.length for stripe in context.mapping.stripes}
-        length = tensor(np.array([lengths[start] for start in sites.pixel.tolist()]), x)
-        pixels = tensor(sites.pixel, x)[:, None] + torch.arange(
-            max(lengths.values()), device=x.device
-        )
-        inside = pixels < (tensor(sites.pixel, x) + length)[:, None]
-        return _flip_weight(context, sites, x, sums, pixels, inside)
+        lengths = {stripe.start: stripe.length for stripe in values.context.mapping.stripes}
+        length = tensor(np.array([lengths[start] for start in sites.pixel.tolist()]), values)
+        first = tensor(sites.pixel, values)[:, None]
+        pixels = first + torch.arange(max(lengths.values()), device=values.device)
+        return _flip_weight(sites, values, pixels, pixels < first + length[:, None])
 
 
 class OutputBitFlip(FaultModel):
     """One bit of one output element flips as it is written."""
 
     name = "RD_BFLIP"
-    reads_sums = False
 
     def draw(self, context: LayerContext, words: Words) -> Sites:
         """Output element and bit, both uniform."""
@@ -184,22 +170,18 @@ class OutputBitFlip(FaultModel):
         kernel, pixel = np.divmod(element, shape.pixels)
         return Sites.of(len(words), kernel=kernel, pixel=pixel, bit=bit)
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """The element."""
-        del x, sums
-        row = torch.arange(len(sites), device=y.device)
-        kernel, pixel = tensor(sites.kernel, y), tensor(sites.pixel, y)
-        value = flip(y[row, kernel, pixel], tensor(sites.bit, y))
-        return SparseChange(row, kernel * context.conv.conv.pixels + pixel, value)
+        row = torch.arange(len(sites), device=values.device)
+        kernel, pixel = tensor(sites.kernel, values), tensor(sites.pixel, values)
+        value = flip(values.output(row, kernel, pixel), tensor(sites.bit, values))
+        return SparseChange(row, kernel * values.context.conv.conv.pixels + pixel, value)
 
 
 class OutputRandom(FaultModel):
     """One output element is replaced by uniformly random bits: an upset of local control."""
 
     name = "RD"
-    reads_sums = False
 
     def draw(self, context: LayerContext, words: Words) -> Sites:
         """Output element and the bits that replace it."""
@@ -208,14 +190,12 @@ class OutputRandom(FaultModel):
         value = (words[:, FIRST_FREE_WORD + 2] >> np.uint64(64 - bits)).astype(np.int64)
         return Sites.of(len(words), kernel=at.kernel, pixel=at.pixel, value=value)
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """The element."""
-        del x, sums
-        row = torch.arange(len(sites), device=y.device)
-        element = tensor(sites.kernel * context.conv.conv.pixels + sites.pixel, y)
-        return SparseChange(row, element, pattern(tensor(sites.value, y), y))
+        row = torch.arange(len(sites), device=values.device)
+        element = sites.kernel * values.context.conv.conv.pixels + sites.pixel
+        bits = tensor(sites.value, values)
+        return SparseChange(row, tensor(element, values), pattern(bits, values.y.pixels))
 
 
 def _uniform(context: LayerContext, words: Words, bound: int) -> tuple[Integers, Integers]:
@@ -224,50 +204,50 @@ def _uniform(context: LayerContext, words: Words, bound: int) -> tuple[Integers,
     return element, rng.integers(words[:, FIRST_FREE_WORD + 1], context.arithmetic.bits)
 
 
-def _difference(context: LayerContext, faulty: Tensor, golden: Tensor) -> Tensor:
+def _difference(values: LayerValues, faulty: Tensor, golden: Tensor) -> Tensor:
     """``faulty - golden`` in the type products are summed in."""
-    wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
+    wide = torch.int64 if values.context.arithmetic.format == "int8" else torch.float32
     return faulty.to(wide) - golden.to(wide)
 
 
-def _weights(context: LayerContext, like: Tensor) -> Tensor:
+def _weights(values: LayerValues) -> Tensor:
     """Weights in the type products are summed in, ``(K, C / groups, R, S)``."""
-    wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
-    return context.arithmetic.operands(context.conv).to(like.device, wide)
+    wide = torch.int64 if values.context.arithmetic.format == "int8" else torch.float32
+    return values.context.arithmetic.operands(values.context.conv).to(values.device, wide)
 
 
-def _operand(context: LayerContext, sites: Sites, x: Tensor, pixels: Tensor) -> Tensor:
+def _operand(sites: Sites, values: LayerValues, pixels: Tensor) -> Tensor:
     """Stored inputs that the sites' weights meet in output ``pixels`` ``(n, p)``; 0 in padding."""
-    group = sites.kernel // (context.conv.conv.K // context.conv.conv.groups)
-    row = torch.arange(len(x), device=x.device)[:, None]
-    g, c, r, s = (tensor(at, x)[:, None] for at in (group, sites.channel, sites.r, sites.s))
-    return Operands(context, x).activation(row, g, c, r, s, pixels).value
+    shape = values.context.conv.conv
+    row = torch.arange(len(sites), device=values.device)[:, None]
+    columns = (sites.kernel // (shape.K // shape.groups), sites.channel, sites.r, sites.s)
+    g, c, r, s = (tensor(at, values)[:, None] for at in columns)
+    return Operands(values).activation(row, g, c, r, s, pixels).value
 
 
 def _flip_weight(
-    context: LayerContext,
-    sites: Sites,
-    x: Tensor,
-    sums: Tensor,
-    pixels: Tensor,
-    inside: Tensor | None = None,
+    sites: Sites, values: LayerValues, pixels: Tensor, inside: Tensor | None = None
 ) -> SparseChange:
     """One product of each of ``pixels`` ``(n, p)`` where ``inside``, with the flipped weight."""
-    stored = context.arithmetic.operands(context.conv).to(x.device)
-    kernel = tensor(sites.kernel, x)
-    at = (kernel, *(tensor(c, x) for c in (sites.channel, sites.r, sites.s)))
-    step = _difference(context, flip(stored[at], tensor(sites.bit, x)), stored[at])
-    last = context.conv.conv.pixels - 1
-    delta = step[:, None] * _operand(context, sites, x, pixels.clamp(max=last)).to(step.dtype)
+    stored = values.context.arithmetic.operands(values.context.conv).to(values.device)
+    columns = (sites.kernel, sites.channel, sites.r, sites.s)
+    kernel, *tap = (tensor(column, values) for column in columns)
+    weight = stored[kernel, *tap]
+    step = _difference(values, flip(weight, tensor(sites.bit, values)), weight)
+    last = values.context.conv.conv.pixels - 1
+    delta = step[:, None] * _operand(sites, values, pixels.clamp(max=last)).to(step.dtype)
     chosen = torch.ones_like(pixels, dtype=torch.bool) if inside is None else inside
-    rows = torch.arange(len(sites), device=x.device)[:, None].expand_as(pixels)[chosen]
-    return _resum(context, sums, rows, kernel[rows], pixels[chosen], delta[chosen])
+    rows = torch.arange(len(sites), device=values.device)[:, None].expand_as(pixels)[chosen]
+    return _resum(values, rows, kernel[rows], pixels[chosen], delta[chosen])
 
 
 def _resum(
-    context: LayerContext, sums: Tensor, row: Tensor, kernel: Tensor, pixel: Tensor, delta: Tensor
+    values: LayerValues, row: Tensor, kernel: Tensor, pixel: Tensor, delta: Tensor
 ) -> SparseChange:
     """The outputs whose sums change by ``delta``."""
-    faulty = sums[row, kernel, pixel].to(delta.dtype) + delta
-    value = context.arithmetic.finish(context.conv, faulty, kernel)
-    return SparseChange(row, kernel * context.conv.conv.pixels + pixel, value)
+    hit = delta != 0
+    row, kernel, pixel, delta = (column[hit] for column in (row, kernel, pixel, delta))
+    conv = values.context.conv
+    faulty = values.sums(row, kernel, pixel).to(delta.dtype) + delta
+    value = values.context.arithmetic.finish(conv, faulty, kernel)
+    return SparseChange(row, kernel * conv.conv.pixels + pixel, value)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rasp.faults.context import LayerContext
     from rasp.faults.sites import Integers
+    from rasp.faults.values import LayerValues
 
 
 class Activation(NamedTuple):
@@ -21,7 +21,7 @@ class Activation(NamedTuple):
     inside: Tensor
 
 
-def tensor(values: Integers, like: Tensor) -> Tensor:
+def tensor(values: Integers, like: Tensor | LayerValues) -> Tensor:
     """Indices as an int64 tensor on the device of ``like``."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(like.device)
 
@@ -30,14 +30,14 @@ class Operands:
     """Inputs and weights of one layer, by output element.
 
     Args:
-        context: the layer.
-        x: stored input ``(n, C, H, W)`` or ``(n, F)``.
+        values: golden values of the layer.
     """
 
-    def __init__(self, context: LayerContext, x: Tensor) -> None:
+    def __init__(self, values: LayerValues) -> None:
+        context = values.context
+        self._values = values
         self._shape = context.conv.conv
-        self._maps = x.reshape(len(x), self._shape.C, self._shape.H * self._shape.W)
-        self._weights = context.arithmetic.operands(context.conv).to(x.device)
+        self._weights = context.arithmetic.operands(context.conv).to(values.device)
         self._lanes = context.mapping.atoms.channels
         self.wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
 
@@ -47,7 +47,7 @@ class Operands:
         """Stored inputs that taps read; all arguments int64 of shapes that broadcast.
 
         Args:
-            row: row of the batch.
+            row: number of the trial.
             group: channel group.
             channel: channel within the group.
             r: kernel row.
@@ -60,9 +60,9 @@ class Operands:
         x = pixel % shape.Wo * shape.stride[1] + s * shape.dilation[1] - shape.padding[1]
         inside = (y >= 0) & (y < shape.H) & (x >= 0) & (x < shape.W)
         inside = inside & (channel < per_group)
-        at = torch.where(inside, y * shape.W + x, 0)
-        found = self._maps[row, group * per_group + channel.clamp(max=per_group - 1), at]
-        return Activation(torch.where(inside, found, torch.zeros_like(found)), inside)
+        at = torch.where(inside, y * shape.W + x, -1)
+        of_group = group * per_group + channel.clamp(max=per_group - 1)
+        return Activation(self._values.input(row, of_group, at), inside)
 
     def weight(self, kernel: Tensor, channel: Tensor, r: Tensor, s: Tensor) -> Tensor:
         """Stored weights, 0 in lanes beyond the kernels or channels of the layer."""
@@ -80,7 +80,7 @@ class Operands:
         """Sums of the MAC cell over all atoms of output elements, in the order they are added.
 
         Args:
-            row: ``(m,)`` row of the batch.
+            row: ``(m,)`` number of the trial.
             kernel: ``(m,)`` kernel; beyond the layer's all sums are 0.
             pixel: ``(m,)`` raster pixel.
 

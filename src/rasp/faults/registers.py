@@ -11,18 +11,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rasp import rng
 from rasp.faults.context import FIRST_FREE_WORD, FaultModel, LayerContext
 from rasp.faults.effects import Upsets, change_outputs
 from rasp.faults.sites import Integers, Sites, SparseChange
-from rasp.nvdla.cycles import LEAD_IN, layer_window
-from rasp.nvdla.layout import GROUPS, Field, Share, flip_flops, shares
-from rasp.nvdla.timeline import Timeline
+from rasp.nvdla.cycles import LEAD_IN
+from rasp.nvdla.layout import GROUPS, Field, flip_flops
 
 if TYPE_CHECKING:
+    from rasp.faults.values import LayerValues
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.nvdla.signals import Signal
     from rasp.rng import Words
@@ -52,14 +50,12 @@ class RegisterModel(FaultModel):
 
     def draw(self, context: LayerContext, words: Words) -> Sites:
         """Flip-flop of the group and cycle of the layer's window, both uniform."""
-        number = context.arithmetic.format
-        chosen = self._shares(context)
+        chosen = context.registers[self.name]
         weights = np.array([share.flip_flops for share in chosen])
         if not weights.any():
             weights = np.array([float(share.field.bits) for share in chosen])
         which = rng.choice(words[:, FIRST_FREE_WORD], weights)
-        window = layer_window(context.conv.conv, context.accelerator, number)
-        cycle = rng.integers(words[:, FIRST_FREE_WORD + 2], window)
+        cycle = rng.integers(words[:, FIRST_FREE_WORD + 2], context.window)
         sizes = np.array([share.field.bits for share in chosen], dtype=np.int64)
         position = rng.integers(words[:, FIRST_FREE_WORD + 1], sizes[which])
         return self.sites(context, which, position, cycle)
@@ -75,34 +71,23 @@ class RegisterModel(FaultModel):
             position: ``(n,)`` flip-flop of it, below its number of bits.
             cycle: ``(n,)`` cycle of the layer's window.
         """
-        timeline = Timeline(context.mapping)
         columns = np.full((6, len(which)), -1, dtype=np.int64)
-        for number, (field, _) in enumerate(self._shares(context)):
+        for number, (field, _) in enumerate(context.registers[self.name]):
             (mine,) = np.nonzero(which == number)
             copies = (field.words, len(field.kernels), field.lanes, field.width)
             _, copy, lane, columns[5, mine] = np.unravel_index(position[mine], copies)
             if field.signal.effect != "none":
                 kernel = np.array(field.kernels, dtype=np.int64)[copy]
-                columns[:5, mine] = _place(
-                    context, timeline, field, cycle[mine] - LEAD_IN, kernel, lane
-                )
+                columns[:5, mine] = _place(context, field, cycle[mine] - LEAD_IN, kernel, lane)
         kernel, channel, r, s, pixel, bit = columns
         return Sites.of(
             len(which), kernel=kernel, channel=channel, r=r, s=s, pixel=pixel, bit=bit, value=which
         )
 
-    def change(
-        self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
-    ) -> SparseChange:
+    def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """The outputs in reach of what each register held."""
-        parts = [
-            change_outputs(context, upsets, x, sums, y) for upsets in self._upsets(context, sites)
-        ]
-        columns = ([getattr(part, name) for part in parts] for name in ("row", "element", "value"))
-        empty = SparseChange(
-            *(torch.empty(0, dtype=torch.int64, device=y.device),) * 2, y[:0, 0, 0]
-        )
-        return SparseChange(*(torch.cat(column) for column in columns)) if parts else empty
+        upsets = self._upsets(values.context, sites)
+        return SparseChange.of([change_outputs(part, values) for part in upsets], values.y.pixels)
 
     def _upsets(self, context: LayerContext, sites: Sites) -> list[Upsets]:
         """The sites by kind of value; each covers all rows, -1 where a row is of another kind."""
@@ -116,7 +101,7 @@ class RegisterModel(FaultModel):
         at = (np.where(live, column, 0) for column in (sites.r, sites.s, sites.pixel))
         atom = mapping.index(kgroup, block, *at, group=group)
         kinds: dict[Signal, list[int]] = {}
-        layout = [share.field for share in self._shares(context)]
+        layout = [share.field for share in context.registers[self.name]]
         for number in np.unique(sites.value[live]).tolist():
             kind = layout[number].signal._replace(stage=0)
             kinds.setdefault(kind, []).append(number)
@@ -128,10 +113,6 @@ class RegisterModel(FaultModel):
             )
             for kind, numbers in kinds.items()
         ]
-
-    def _shares(self, context: LayerContext) -> list[Share]:
-        found = shares(context.accelerator, context.arithmetic.format)
-        return [share for share in found if share.field.group == self.name]
 
 
 REGISTER_MODELS = {name: RegisterModel(name) for name in GROUPS}
@@ -153,7 +134,6 @@ def nvdla_mix(accelerator: AcceleratorConfig) -> dict[str, float]:
 
 def _place(
     context: LayerContext,
-    timeline: Timeline,
     field: Field,
     cycle: Integers,
     kernel: Integers,
@@ -163,7 +143,7 @@ def _place(
     mapping = context.mapping
     shape, atoms = mapping.shape, mapping.atoms
     stage = np.full_like(cycle, field.signal.stage)
-    held = timeline.resident(field.signal, cycle, stage, kernel, lane + field.first_lane)
+    held = context.timeline.resident(field.signal, cycle, stage, kernel, lane + field.first_lane)
     at = mapping.atom(np.maximum(held.atom, 0))
     within = at.cblock * atoms.channels + held.lane
     reach = mapping.reach(field.signal.reach, np.maximum(held.atom, 0), held.kernel)

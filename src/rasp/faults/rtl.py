@@ -9,7 +9,7 @@ and int8 outputs and all their values have to be equal.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from rasp.errors import ConfigError
 from rasp.faults.context import LayerContext
 from rasp.faults.effects import Upsets, change_sums
 from rasp.faults.records import Record, read_layers, read_records
+from rasp.faults.values import LayerValues
 from rasp.nvdla.config import load
 from rasp.nvdla.mapping import Mapping
 from rasp.nvdla.registers import CLASSES
@@ -347,10 +348,8 @@ def _predict(
     shape, arithmetic = context.conv.conv, context.arithmetic
     rows = len(entries)
     with torch.inference_mode():
-        sums = arithmetic.accumulate(context.conv, layer.x).reshape(1, shape.K, -1)
-        change = change_sums(
-            context, upsets, layer.x.expand(rows, -1, -1, -1), sums.expand(rows, -1, -1)
-        )
+        one = LayerValues.of(context, layer.x)
+        change = change_sums(upsets, replace(one, image=one.image.expand(rows)))
         different = change.golden != change.faulty
         row, kernel, pixel, golden, faulty = (values[different] for values in change)
         before = arithmetic.convert(context.conv, golden, kernel).tolist()

@@ -1,4 +1,4 @@
-"""Drawing trials: trial ``i`` is a pure function of the population, the seed and ``i``."""
+"""Drawing trials: a trial is a pure function of population, plan, seed and its number."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ WIDTH = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """How a round draws its trials."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trials:
     """A run of consecutive trials.
 
@@ -30,31 +35,45 @@ class Trials:
         stratum: ``(n,)`` index into the population.
         image: ``(n,)`` index into the images.
         words: ``(n, 8)`` the trial's random words.
+        group: ``(n,)`` group of bits the site is drawn in, -1 for any.
+        weight: ``(n,)`` population share of the trial over the probability it was drawn with.
     """
 
     index: NDArray[np.int64]
     stratum: NDArray[np.int64]
     image: NDArray[np.int64]
     words: Words
+    group: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.index)
 
 
 def draw(
-    population: Sequence[Stratum], *, images: int, seed: int, start: int, count: int
+    population: Sequence[Stratum],
+    *,
+    images: int,
+    seed: int,
+    trials: range,
+    plan: Plan | None = None,
 ) -> Trials:
-    """Trials ``start .. start + count``: stratum by its weight, image uniformly, independently.
+    """Draw trials: without a plan, the stratum by its weight and the image uniformly.
 
     Example:
         >>> from rasp.faults.population import Stratum
-        >>> one = draw([Stratum("conv1", "RD", 1.0)], images=10, seed=0, start=0, count=5)
-        >>> two = draw([Stratum("conv1", "RD", 1.0)], images=10, seed=0, start=3, count=2)
+        >>> one = draw([Stratum("conv1", "RD", 1.0)], images=10, seed=0, trials=range(5))
+        >>> two = draw([Stratum("conv1", "RD", 1.0)], images=10, seed=0, trials=range(3, 5))
         >>> bool((one.image[3:] == two.image).all())
         True
     """
-    words = rng.words(seed, "trial", start, count, WIDTH)
+    words = rng.words(seed, "trial", trials.start, len(trials), WIDTH)
     weights = np.array([stratum.weight for stratum in population])
     return Trials(
-        index=np.arange(start, start + count),
+        index=np.arange(trials.start, trials.stop),
         stratum=rng.choice(words[:, 0], weights),
         image=rng.integers(words[:, 1], images),
         words=words,
+        group=np.full(len(trials), -1, dtype=np.int64),
+        weight=np.ones(len(trials)),
     )

@@ -73,9 +73,9 @@ class FloatArithmetic:
         """Weight as the multipliers see it, ``(K, C / groups, R, S)`` in the format."""
         return conv.weight.to(_STORED[self.format])
 
-    def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
+    def accumulate(self, conv: Conv, x: Tensor, *, padded: bool = False) -> Tensor:
         """Sums of products in fp32, ``(N, K, Ho, Wo)``."""
-        return convolve(conv, x.float(), self.operands(conv).float())
+        return convolve(conv, x.float(), self.operands(conv).float(), padded=padded)
 
     def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
         """The sums themselves."""
@@ -94,21 +94,32 @@ class FloatArithmetic:
     def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """One node on stored inputs ``(N, ...)``."""
         if isinstance(node, Conv):
-            sums = self.accumulate(node, inputs[0])
-            kernel = torch.arange(node.conv.K).view(-1, 1, 1)
-            return self.finish(node, sums, kernel).view(-1, *node.shape)
+            return self._finished(node, self.accumulate(node, inputs[0])).view(-1, *node.shape)
         values = [value.float() for value in inputs]
         return self.encode(compute(node, values))
 
+    def run_window(self, conv: Conv, padded: Tensor) -> Tensor:
+        """A convolution on a part of its input with the padding written out."""
+        return self._finished(conv, self.accumulate(conv, padded, padded=True))
 
-def convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:
-    """Plain convolution without bias; a linear layer's vectors are seen as 1 x 1 maps."""
+    def _finished(self, conv: Conv, sums: Tensor) -> Tensor:
+        kernel = torch.arange(conv.conv.K, device=sums.device).view(-1, 1, 1)
+        return self.finish(conv, sums, kernel)
+
+
+def convolve(conv: Conv, x: Tensor, weight: Tensor, *, padded: bool = False) -> Tensor:
+    """Plain convolution without bias, in channels-last order.
+
+    A linear layer's vectors are seen as 1 x 1 maps. ``padded`` inputs have their padding written
+    out and may be any part of the map.
+    """
     shape = conv.conv
+    x = x if padded else x.reshape(-1, shape.C, shape.H, shape.W)
     return F.conv2d(
-        x.reshape(-1, shape.C, shape.H, shape.W),
-        weight,
+        x.contiguous(memory_format=torch.channels_last),
+        weight.contiguous(memory_format=torch.channels_last),
         stride=shape.stride,
-        padding=shape.padding,
+        padding=(0, 0) if padded else shape.padding,
         dilation=shape.dilation,
         groups=shape.groups,
     )

@@ -178,8 +178,14 @@ class Arithmetic(Protocol):
     def operands(self, conv: Conv) -> Tensor:
         """Stored weight of a convolution, ``(K, C / groups, R, S)``."""
 
-    def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
-        """Sums of products of a convolution, bias left out, ``(N, K, Ho, Wo)``."""
+    def run_window(self, conv: Conv, padded: Tensor) -> Tensor:
+        """A convolution on ``(n, C, h, w)``, any part of its input with the padding written out."""
+
+    def accumulate(self, conv: Conv, x: Tensor, *, padded: bool = False) -> Tensor:
+        """Sums of products of a convolution, bias left out, ``(N, K, Ho, Wo)``.
+
+        ``padded`` inputs are any part of the layer's input with the padding written out.
+        """
 
     def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
         """What the accumulator hands to the SDP: in INT8 shifted, rounded, saturated to 32 bits."""

@@ -41,14 +41,18 @@ class ExactConv:
         self._reach = int(weight.long().abs().flatten(1).sum(1).amax())
         self._packed: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Exact integers ``(N, K, Ho, Wo)``, in fp32 where they stay below 2**24, else float64.
 
         Args:
             x: int8 ``(N, C, H, W)`` or ``(N, C)``.
+            padded: the padding is written out, and ``x`` may be any part of the map.
         """
         shape = self._shape
-        x = x.reshape(-1, shape.C, shape.H, shape.W)
+        rows, columns = shape.padding
+        x = x if padded else x.reshape(-1, shape.C, shape.H, shape.W)
+        if not padded and (rows or columns):
+            x = F.pad(x, (columns, columns, rows, rows))
         wide = shape.C // shape.groups >= _LEAST_CHANNELS and self._reach * 255 < _INT32
         if wide and x.device.type == "cpu" and _sums_bytes_exactly():
             sums = self._bytes(x)
@@ -57,10 +61,10 @@ class ExactConv:
         return self._floats(x)
 
     def _floats(self, x: Tensor) -> Tensor:
-        stride, padding, dilation, groups = _geometry(self._shape)
+        stride, dilation, groups = _geometry(self._shape)
         exact = torch.float32 if self._reach * _OFFSET < _EXACT else torch.float64
         weight = self._weight.to(exact)
-        return F.conv2d(x.to(exact), weight, None, stride, padding, dilation, groups)
+        return F.conv2d(x.to(exact), weight, None, stride, 0, dilation, groups)
 
     def _bytes(self, x: Tensor) -> Tensor | None:
         """Sums by the byte kernel, ``None`` if one of them is too large for its fp32 result.
@@ -71,9 +75,7 @@ class ExactConv:
         """
         if self._packed is None:
             self._packed = _pack(self._weight, self._shape)
-        rows, columns = self._shape.padding
         shift = _OFFSET if int(x.amin()) < 0 else 0
-        x = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
         x = x.contiguous(memory_format=torch.channels_last).view(torch.uint8)
         sums = _byte_conv(x.bitwise_xor(shift) if shift else x, self._packed, self._shape)
         proven = self._reach * 255 < _EXACT
@@ -86,12 +88,12 @@ class ExactConv:
         return sums
 
 
-def _geometry(shape: ConvShape) -> tuple[list[int], list[int], list[int], int]:
-    return list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups
+def _geometry(shape: ConvShape) -> tuple[list[int], list[int], int]:
+    return list(shape.stride), list(shape.dilation), shape.groups
 
 
 def _pack(weight: Tensor, shape: ConvShape) -> Tensor:
-    stride, _, dilation, groups = _geometry(shape)
+    stride, dilation, groups = _geometry(shape)
     packed: Tensor = torch.ops.onednn.qconv_prepack(
         weight.contiguous(), torch.ones(len(weight)), 1.0, 0, stride, [0, 0], dilation, groups
     )
@@ -100,7 +102,7 @@ def _pack(weight: Tensor, shape: ConvShape) -> Tensor:
 
 def _byte_conv(x: Tensor, packed: Tensor, shape: ConvShape) -> Tensor:
     """uint8 x int8 without padding, sums in 32 bits, given out in fp32."""
-    stride, _, dilation, groups = _geometry(shape)
+    stride, dilation, groups = _geometry(shape)
     sums: Tensor = torch.ops.onednn.qconv2d_pointwise(
         x,
         1.0,
@@ -129,12 +131,12 @@ def _sums_bytes_exactly() -> bool:
 
     Instruction sets before VNNI add pairs of products in 16 bits; the largest operands show it.
     """
-    shape = ConvShape("probe", C=64, H=5, W=5, K=32, R=3, S=3, padding=(1, 1))
+    shape = ConvShape("probe", C=64, H=5, W=5, K=32, R=3, S=3)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-1, 1, (32, 64, 3, 3), generator=generator).mul(255).add(127)
     weight = weight.clamp(-128, 127).to(torch.int8)
     x = torch.randint(-1, 1, (2, 64, 5, 5), generator=generator).mul(255).add(127).to(torch.int8)
-    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    expected = F.conv2d(x.double(), weight.double())
     try:
         got = ExactConv(shape, weight)._bytes(x)  # noqa: SLF001
     except (AttributeError, NotImplementedError, RuntimeError):  # torch built without the kernel

@@ -209,9 +209,9 @@ class Int8Arithmetic:
         """Stored int8 weight, ``(K, C / groups, R, S)``."""
         return self.layers[conv.name].weight
 
-    def accumulate(self, conv: Conv, x: Tensor) -> Tensor:
+    def accumulate(self, conv: Conv, x: Tensor, *, padded: bool = False) -> Tensor:
         """Exact sums of products, ``(N, K, Ho, Wo)`` int32."""
-        return self.layers[conv.name].sums(x).to(torch.int32)
+        return self.layers[conv.name].sums(x, padded=padded).to(torch.int32)
 
     def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
         """CACC's last step: shift with rounding half away, saturation to 32 bits; float64."""
@@ -233,17 +233,7 @@ class Int8Arithmetic:
         x = inputs[0]
         match node:
             case Conv():
-                layer = self.layers[node.name]
-                kernel = torch.arange(node.conv.K).view(-1, 1, 1)
-                bias = layer.bias[kernel].double()
-                whole = layer.truncate == 0  # golden sums never reach 32 bits
-                stored = _blocks(
-                    lambda sums: layer.converter(
-                        (sums.double() if whole else self.deliver(node, sums)).add_(bias), kernel
-                    ),
-                    layer.sums(x),
-                )
-                return stored.reshape(-1, *node.shape)
+                return self._finished(node, self.layers[node.name].sums(x)).reshape(-1, *node.shape)
             case Add():
                 return _blocks(lambda a, b: _add(self.adds[node.name], a, b), x, inputs[1])
             case Scale() | Activation():
@@ -258,6 +248,22 @@ class Int8Arithmetic:
                 names = zip(node.inputs, inputs, strict=True)
                 real = compute(node, [self.decode(name, value) for name, value in names])
                 return self._quantise(node.name, real)
+
+    def run_window(self, conv: Conv, padded: Tensor) -> Tensor:
+        """A convolution on a part of its input with the padding written out."""
+        return self._finished(conv, self.layers[conv.name].sums(padded, padded=True))
+
+    def _finished(self, conv: Conv, sums: Tensor) -> Tensor:
+        layer = self.layers[conv.name]
+        kernel = torch.arange(conv.conv.K).view(-1, 1, 1)
+        bias = layer.bias[kernel].double()
+        whole = layer.truncate == 0  # golden sums never reach 32 bits
+        return _blocks(
+            lambda part: layer.converter(
+                (part.double() if whole else self.deliver(conv, part)).add_(bias), kernel
+            ),
+            sums,
+        )
 
     def _quantise(self, name: str, real: Tensor) -> Tensor:
         return torch.round(real / self.scales[name]).clamp_(LOW, HIGH).to(torch.int8)

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rasp.network.maps import Maps
+from rasp.network.windows import filled
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from rasp.network.graph import Network
 
-MEMORY = 2 << 30
-"""Bytes of golden tensors that are kept; beyond it they are computed again for every batch."""
-
-
-_BLOCK = 16
-
-
-def filled(rows: Tensor, network: Network) -> Tensor:
-    """Rows repeated up to a multiple of 16 where the arithmetic is floating point.
-
-    Libraries choose another order of summation for small or odd batches: measured with oneDNN on
-    x86, linear layers round differently in batches of 2, 3 or 5, convolutions in a batch of 1, and
-    neither in multiples of 16. Integers have no such difference.
-
-    Args:
-        rows: ``(n,)`` row numbers, n >= 1.
-        network: what they will run through.
-    """
-    missing = -len(rows) % _BLOCK
-    if network.format == "int8" or not missing:
-        return rows
-    return torch.cat([rows, rows[:1].expand(missing)])
+MEMORY = 1 << 30
+"""Bytes of golden tensors that are held at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,16 +41,16 @@ class GoldenRun:
 
 
 class GoldenTensors:
-    """Stored output of every node for every image, kept if they fit the memory budget.
+    """Stored output of every node, for as many images at a time as the memory budget holds.
 
-    Floating-point batches are filled up to whole blocks (:func:`filled`), so a row's bits do not
-    depend on which rows it runs with.
+    Floating-point batches are filled up to whole blocks (:func:`~rasp.network.windows.filled`), so
+    a row's bits do not depend on which rows it runs with.
 
     Args:
         network: what runs.
         images: ``(N, C, H, W)`` normalised.
         batch: images that run at once.
-        memory: budget in bytes.
+        memory: budget in bytes; at least one batch is held.
     """
 
     def __init__(
@@ -74,30 +58,28 @@ class GoldenTensors:
     ) -> None:
         self._network = network
         self._images = images
-        self._kept: dict[str, Tensor] = {}
+        self._batch = batch
+        self._held: tuple[int, Mapping[str, Maps]] | None = None
         logits = []
-        size = 0
         for start in range(0, len(images), batch):
-            rows = torch.arange(start, min(start + batch, len(images)))
-            values = self._compute(rows)
-            logits.append(network.arithmetic.decode(network.output, values[network.output]))
+            values = self._trace(range(start, min(start + batch, len(images))))
             if start == 0:
-                size = sum(v[0].numel() * v.element_size() for v in values.values()) * len(images)
-                if size <= memory:
-                    self._kept = {
-                        name: value.new_empty((len(images), *value.shape[1:]))
-                        for name, value in values.items()
-                    }
-            for name, kept in self._kept.items():
-                kept[rows] = values[name]
+                each = sum(v[0].numel() * v.element_size() for v in values.values())
+                self.block = max(batch, memory // each)
+            logits.append(network.arithmetic.decode(network.output, values[network.output]))
         self.logits = torch.cat(logits)
 
-    def rows(self, index: Tensor) -> Mapping[str, Tensor]:
-        """Values of the images ``index`` ``(n,)``, each ``(n, *shape)``."""
-        if self._kept:
-            return _Rows(self._kept, index)
-        unique, inverse = torch.unique(index, return_inverse=True)
-        return _Rows(self._compute(unique), inverse)
+    @property
+    def blocks(self) -> int:
+        """Parts the images are cut into so that the golden tensors of a part fit in memory."""
+        return -(-len(self._images) // self.block)
+
+    def of_block(self, number: int) -> Mapping[str, Maps]:
+        """Stored output of every node for the images ``number * block`` and on."""
+        if self._held is None or self._held[0] != number:
+            self._held = None
+            self._held = (number, self._maps(number * self.block))
+        return self._held[1]
 
     def run(self, labels: Tensor) -> GoldenRun:
         """The answers."""
@@ -111,22 +93,18 @@ class GoldenTensors:
             correct=(top1 == labels).cpu().numpy(),
         )
 
-    def _compute(self, rows: Tensor) -> dict[str, Tensor]:
-        values = self._network.trace(self._images[filled(rows, self._network)])
+    def _maps(self, first: int) -> Mapping[str, Maps]:
+        last = min(first + self.block, len(self._images))
+        maps: dict[str, Maps] = {}
+        for start in range(first, last, self._batch):
+            stop = min(start + self._batch, last)
+            for name, value in self._trace(range(start, stop)).items():
+                if start == first:
+                    maps[name] = Maps.empty(last - first, value)
+                maps[name].store(slice(start - first, stop - first), value)
+        return maps
+
+    def _trace(self, rows: range) -> dict[str, Tensor]:
+        chosen = filled(torch.arange(rows.start, rows.stop), self._network.arithmetic)
+        values = self._network.trace(self._images[chosen.to(self._images.device)])
         return {name: value[: len(rows)] for name, value in values.items()}
-
-
-class _Rows(Mapping[str, Tensor]):
-    """Chosen rows of tensors, gathered when a tensor is asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], index: Tensor) -> None:
-        self._tensors, self._index = tensors, index
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name][self._index]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
