@@ -16,7 +16,7 @@ import numpy as np
 from rasp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 
 _ROUNDING = 1e-12
@@ -152,12 +152,8 @@ def clopper_pearson(events: int, n: int, confidence: float = 0.95) -> Rate:
         >>> print(clopper_pearson(0, 38415))
         <= 0.0097 % (0/38 415)
     """
-    from scipy.special import betaincinv
-
     _check(events, n, confidence)
-    tail = (1 - confidence) / 2
-    low = float(betaincinv(events, n - events + 1, tail)) if events else 0.0
-    high = float(betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
+    low, high = _exact_interval(events, n, confidence)
     return Rate(events / n, low, high, n, n, events, confidence, "clopper-pearson")
 
 
@@ -202,12 +198,86 @@ def clustered_rate(
         )
     if ((events < 0) | (events > trials)).any():
         raise ConfigError("Events per cluster must lie between 0 and the cluster's trials.")
-    total, n = int(events.sum()), int(trials.sum())
+    clusters = np.arange(len(events))
+    return weighted_rate(
+        np.concatenate([clusters, clusters]),
+        np.repeat([True, False], len(events)),
+        np.concatenate([events, trials - events]),
+        confidence=confidence,
+    )
+
+
+def weighted_rate(
+    cluster: ArrayLike,
+    hit: ArrayLike,
+    trials: ArrayLike,
+    weight: ArrayLike | None = None,
+    square: ArrayLike | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Rate:
+    r"""Rate and interval of clustered trials that were drawn with unequal probabilities.
+
+    A trial's weight is its share of the population over the probability it was drawn with. The
+    estimate is the quotient of two Horvitz-Thompson totals (Hájek),
+
+    .. math:: \hat p = \sum_i w_i y_i / \sum_i w_i,
+
+    its variance that of the linearised cluster totals as in :func:`clustered_rate`, but never below
+    that of independent trials with these weights; the interval is Wilson's at the sample size that
+    has this variance. Where every trial came out the same, Clopper-Pearson's interval is taken at
+    the total weight over the largest weight, which is conservative.
+
+    Args:
+        cluster: ``(m,)`` cluster of each entry.
+        hit: ``(m,)`` whether the entry's trials are events.
+        trials: ``(m,)`` number of trials.
+        weight: ``(m,)`` sum of their weights; the number of trials if ``None``.
+        square: ``(m,)`` sum of the squares of their weights; likewise.
+        confidence: two-sided level.
+
+    Raises:
+        ConfigError: no trials, or a weight that is not positive.
+
+    Source:
+        J. Hájek in Godambe and Sprott, Foundations of Statistical Inference (1971); Korn and
+        Graubard, Survey Methodology 24 (1998).
+
+    Example:
+        >>> image, hit = [*range(50), *range(50)], [True] * 50 + [False] * 50
+        >>> print(weighted_rate(image, hit, [2] * 50 + [18] * 50))
+        10.0 % [8.3, 12.0] n=1 000
+        >>> halved, rest = [1.0] * 50, [19.0] * 50
+        >>> print(weighted_rate(image, hit, [2] * 50 + [18] * 50, halved + rest, [0.5] * 50 + rest))
+        5.0 % [4.1, 6.1] n=1 000
+    """
+    of, count = np.asarray(cluster, dtype=np.int64), np.asarray(trials, dtype=np.int64)
+    event = np.asarray(hit, dtype=bool)
+    mass, squares = (
+        np.asarray(count if column is None else column, dtype=np.float64)
+        for column in (weight, square)
+    )
+    total, n = int(count[event].sum()), int(count.sum())
     _check(total, n, confidence)
+    if ((mass <= 0) & (count > 0)).any():
+        raise ConfigError("The weights of trials must be positive.")
     if total in (0, n):
-        return clopper_pearson(total, n, confidence)
-    p = total / n
-    n_effective = _effective(events, trials, confidence)
+        used = count > 0
+        worth = float(mass.sum() / (squares[used] / mass[used]).max())
+        low, high = _exact_interval(worth * (total > 0), worth, confidence)
+        return Rate(float(total > 0), low, high, n, worth, total, confidence, "clopper-pearson")
+    p = float(mass[event].sum() / mass.sum())
+    hits = np.bincount(of, weights=mass * event)
+    sizes = np.bincount(of, weights=mass)
+    k = int((sizes > 0).sum())
+    if k == 1:
+        n_effective = 1.0
+    else:
+        residuals = hits - p * sizes
+        clustered = k / (k - 1) * float(residuals @ residuals)
+        independent = float((squares * np.where(event, 1 - p, p) ** 2).sum())
+        variance = max(clustered, independent) / mass.sum() ** 2
+        n_effective = p * (1 - p) / variance * _few_clusters(k, confidence)
     low, high = _score_interval(p, n_effective, _z(confidence))
     return Rate(p, low, high, n, n_effective, total, confidence, "wilson, clustered")
 
@@ -327,19 +397,19 @@ def sample_size(
     return math.ceil(n)
 
 
-def _effective(events: NDArray[np.int64], trials: NDArray[np.int64], confidence: float) -> float:
+def _few_clusters(k: int, confidence: float) -> float:
     from scipy.special import stdtrit
 
-    k = int((trials > 0).sum())
-    if k == 1:
-        return 1.0
-    n = int(trials.sum())
-    p = int(events.sum()) / n
-    residuals = events - p * trials
-    variance = k / (k - 1) * float(residuals @ residuals) / n**2
-    design_effect = max(1.0, variance / (p * (1 - p) / n))
-    t = float(stdtrit(k - 1, (1 + confidence) / 2))
-    return n / design_effect * (_z(confidence) / t) ** 2
+    return float((_z(confidence) / stdtrit(k - 1, (1 + confidence) / 2)) ** 2)
+
+
+def _exact_interval(events: float, n: float, confidence: float) -> tuple[float, float]:
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(events, n - events + 1, tail)) if events else 0.0
+    high = float(betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
+    return low, high
 
 
 def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:

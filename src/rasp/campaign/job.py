@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rasp.campaign.store import COLUMNS, OUTCOMES
-from rasp.faults.population import strata
+from rasp.faults.population import by_bits, strata
 from rasp.faults.sampling import draw
 from rasp.progress import silent
 from rasp.replay.engine import Replay
@@ -82,13 +82,14 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self._spec = job.spec
-        self.population = strata(
+        whole = strata(
             job.network,
             job.accelerator,
             models=job.spec.fault_models,
             layer_weights=job.spec.layer_weights,
             layers=job.spec.layers,
         )
+        self.population = by_bits(whole, job.network, job.accelerator)
         self.replay = Replay(
             job.network,
             job.accelerator,

@@ -11,7 +11,7 @@ import numpy as np
 from rasp.campaign import store
 from rasp.campaign.store import OUTCOMES
 from rasp.errors import ConfigError, unknown_name
-from rasp.statistics import Rate, clustered_rate, wilson
+from rasp.statistics import Rate, weighted_rate, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class CampaignResult:
 
     Every rate is a probability per fault: of one upset, given that it hits what the campaign
     injects into. Faults that share an image are not independent, so intervals are clustered by
-    image. Trials are drawn with the strata's shares and therefore weigh the same.
+    image. Trials drawn more often than their share of the population weigh less.
 
     Attributes:
         contents: what the store holds.
@@ -61,8 +61,8 @@ class CampaignResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every trial asked for is finished."""
-        return self.trials == self.spec.trials
+        """Whether every trial asked for is finished, or the interval asked for was reached."""
+        return self.trials == (self.contents.stopped or self.spec.trials)
 
     @property
     def accuracy(self) -> Rate:
@@ -87,13 +87,13 @@ class CampaignResult:
             ConfigError: no trial is finished.
         """
         whole = np.arange(len(self.contents.tallies.trials))
-        return {name: self._rate(self.contents.tallies.events(name), whole) for name in OUTCOMES}
+        return {name: self._rate(self.contents.tallies.happened(name), whole) for name in OUTCOMES}
 
     @cached_property
     def activity(self) -> Rate:
         """Share of the faults that hit a value, not an idle register or a cycle without one."""
         whole = np.arange(len(self.contents.tallies.trials))
-        return self._rate(self.contents.tallies.events("live"), whole)
+        return self._rate(self.contents.tallies.happened("live"), whole)
 
     @cached_property
     def by_layer(self) -> dict[str, dict[Key, Rate]]:
@@ -135,15 +135,15 @@ class CampaignResult:
                 raise unknown_name("dimension", name, DIMENSIONS)
         if not by:
             raise ConfigError(f"Name what to split by: {', '.join(DIMENSIONS)}.")
-        events = self.contents.tallies.events(outcome)
-        return {key: self._rate(events, chosen) for key, chosen in self._parts(*by)}
+        happened = self.contents.tallies.happened(outcome)
+        return {key: self._rate(happened, chosen) for key, chosen in self._parts(*by)}
 
     def _split(self, by: str) -> dict[str, dict[Key, Rate]]:
         parts = self._parts(by)
         split: dict[str, dict[Key, Rate]] = {}
         for outcome in OUTCOMES:
-            events = self.contents.tallies.events(outcome)
-            split[outcome] = {key: self._rate(events, chosen) for key, chosen in parts}
+            happened = self.contents.tallies.happened(outcome)
+            split[outcome] = {key: self._rate(happened, chosen) for key, chosen in parts}
         return split
 
     def _parts(self, *by: str) -> list[tuple[Key, NDArray[np.int64]]]:
@@ -172,14 +172,15 @@ class CampaignResult:
         codes = np.array([labels.index(label) for label in of_stratum], dtype=np.int64)
         return _Column(codes[tallies.stratum], labels)
 
-    def _rate(self, events: NDArray[np.int64], chosen: NDArray[np.int64]) -> Rate:
+    def _rate(self, happened: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Rate:
         tallies = self.contents.tallies
-        images = tallies.image[chosen]
-        count = len(self.contents.images)
-        return clustered_rate(
-            np.bincount(images, weights=events[chosen], minlength=count),
-            np.bincount(images, weights=tallies.trials[chosen], minlength=count),
-            self.spec.confidence,
+        return weighted_rate(
+            tallies.image[chosen],
+            happened[chosen],
+            tallies.trials[chosen],
+            tallies.weight[chosen],
+            tallies.square[chosen],
+            confidence=self.spec.confidence,
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rasp import threads
 from rasp.campaign import result
 from rasp.campaign.executors import InProcess
+from rasp.campaign.rounds import Rounds, reached
 from rasp.campaign.job import Job, Task, Worker
 from rasp.campaign.spec import CampaignSpec
 from rasp.campaign.store import CHUNK, ImageFacts, StratumFacts, open_or_create
@@ -128,20 +129,43 @@ def inject(
                 [StratumFacts(s.layer, s.model, float(s.weight)) for s in worker.population],
                 _image_facts(worker.replay.golden, labels),
             )
-            run_chunks(InProcess(worker), store, progress=progress)
+            rounds = Rounds(worker.population, worker.replay.golden.margin)
+            run_rounds(InProcess(worker), store, rounds, progress=progress)
     return result.read(store_path)
 
 
-def run_chunks(executor: Executor, store: Store, *, progress: Progress = silent) -> None:
-    """Run and commit the chunks that a store misses.
+def run_rounds(
+    executor: Executor, store: Store, rounds: Rounds, *, progress: Progress = silent
+) -> None:
+    """Run and commit what a store misses, round by round, until the trials or the margin are met.
 
     Raises:
         PrerequisiteError: the disk is full; finished chunks are kept.
     """
     spec = store.spec
-    tasks = [Task(chunk, store.span(chunk)) for chunk in store.missing()]
+    missing = [(chunk, store.span(chunk)) for chunk in store.missing()]
+    for number, trials in enumerate(spec.rounds()):
+        spans = [(chunk, span) for chunk, span in missing if span.start in trials]
+        if spans:
+            plan = rounds.plan(store, number)
+            tasks = [Task(chunk, span, plan) for chunk, span in spans]
+            run_chunks(executor, store, tasks, progress=progress)
+        if spec.margin is not None and reached(store, number + 1):
+            store.finish(trials.stop)
+            return
+
+
+def run_chunks(
+    executor: Executor, store: Store, tasks: Sequence[Task], *, progress: Progress = silent
+) -> None:
+    """Run chunks and commit them.
+
+    Raises:
+        PrerequisiteError: the disk is full; finished chunks are kept.
+    """
+    spec = store.spec
     title = f"inject {spec.model} {spec.format}"
-    finished = spec.trials - sum(len(task.trials) for task in tasks)
+    finished = store.finished()
 
     def partly(stage: str, done: int, total: int, detail: str = "") -> None:
         del stage, total

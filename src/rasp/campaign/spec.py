@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,6 +17,9 @@ from pydantic import (
 )
 
 from rasp.errors import ConfigError
+
+_FIRST_ROUND, _LAST_ROUND = 4096, 131_072
+_EMPHASIS = (0.1, 0.5)
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -42,9 +46,14 @@ class CampaignSpec(BaseModel):
         fault_models: weight of each fault model; held in the order of the names.
         layer_weights: what a layer's share of the faults is proportional to.
         layers: layers that faults are drawn in; all if ``None``.
-        trials: number of injected faults.
+        trials: number of injected faults, the most of them where ``margin`` is given.
         seed: with the trial's number, all that decides what a trial draws.
         confidence: two-sided level of the intervals in the result.
+        sampling: ``"uniform"``: every trial from the whole population; ``"adaptive"``: where
+            complete rounds say that trials tell most, with weights.
+        margin: half-width of the interval of ``outcome`` at which the campaign stops, looked at
+            after each round; ``None`` to run all trials.
+        outcome: what ``margin`` and adaptive sampling are about.
 
     Raises:
         ConfigError: a value that is not allowed; the message names the field.
@@ -61,7 +70,7 @@ class CampaignSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     network_digest: Name
     model: Name
     data: Name
@@ -78,6 +87,9 @@ class CampaignSpec(BaseModel):
     trials: Annotated[int, Field(gt=0, le=10**9)]
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    sampling: Literal["uniform", "adaptive"] = "uniform"
+    margin: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    outcome: Literal["sdc1", "sdc5", "sdc10", "sdc20", "critical", "due"] = "sdc1"
 
     @model_validator(mode="wrap")
     @classmethod
@@ -109,7 +121,18 @@ class CampaignSpec(BaseModel):
 
     def rounds(self) -> tuple[range, ...]:
         """Trials of each round, in order; chunks never reach over the end of a round."""
-        return (range(self.trials),)
+        if self.sampling == "uniform" and self.margin is None:
+            return (range(self.trials),)
+        ends = [0]
+        while ends[-1] < self.trials:
+            size = min(_FIRST_ROUND if len(ends) < 3 else ends[-1], _LAST_ROUND)
+            ends.append(min(ends[-1] + size, self.trials))
+        return tuple(range(*pair) for pair in pairwise(ends))
+
+    def emphasis(self, number: int) -> float:
+        """Factor of the weights of a round's trials; fixed beforehand, so it biases nothing."""
+        adaptive = self.sampling == "adaptive"
+        return _EMPHASIS[number] if adaptive and number < len(_EMPHASIS) else 1.0
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, 64 hex digits: the identity of the campaign."""

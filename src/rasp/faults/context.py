@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 from rasp.network.windows import exact
 from rasp.nvdla.cycles import layer_window
@@ -14,7 +15,7 @@ from rasp.nvdla.mapping import Mapping
 from rasp.nvdla.timeline import Timeline
 
 if TYPE_CHECKING:
-    from rasp.faults.sites import Sites, SparseChange
+    from rasp.faults.sites import Integers, Sites, SparseChange
     from rasp.faults.values import LayerValues
     from rasp.network.graph import Arithmetic, Conv
     from rasp.nvdla.config import AcceleratorConfig
@@ -22,6 +23,38 @@ if TYPE_CHECKING:
 
 FIRST_FREE_WORD = 2
 """Sampling takes the words before it."""
+
+
+_EDGES = {
+    "int8": (0, 4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36),
+    "fp16": (0, 5, 8, 10, 11, 12, 13, 14, 15, 16),
+    "fp32": (0, 12, 18, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32),
+}
+
+
+class BitGroup(NamedTuple):
+    """Faults of one model whose bits lie next to each other.
+
+    Attributes:
+        bits: bits of the register.
+        share: probability that a draw is of this group.
+        idle: whether the registers hold nothing that matters, so that no fault changes anything.
+    """
+
+    bits: range
+    share: float
+    idle: bool = False
+
+
+def bit_ranges(format: str) -> tuple[range, ...]:  # noqa: A002
+    """Bits of a format whose upsets are alike: high bits one by one, low ones together.
+
+    Example:
+        >>> [len(bits) for bits in bit_ranges("fp16")]
+        [5, 3, 2, 1, 1, 1, 1, 1, 1]
+    """
+    edges = _EDGES[format]
+    return tuple(range(*pair) for pair in pairwise(edges))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +106,19 @@ class FaultModel(ABC):
         """What the model is, in a few words."""
         return (self.__doc__ or "").strip().split("\n")[0].rstrip(".")
 
+    def bit_groups(self, context: LayerContext) -> tuple[BitGroup, ...]:
+        """Groups that a draw can be restricted to; their shares sum to 1."""
+        del context
+        return (BitGroup(range(-1, 0), 1.0),)
+
     @abstractmethod
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Sites of ``n`` faults.
 
         Args:
             context: the layer.
             words: ``(n, 8)`` uniform words; the first two belong to the sampling.
+            group: ``(n,)`` number of the :meth:`bit_groups` entry each is of; any if ``None``.
         """
 
     @abstractmethod

@@ -34,8 +34,9 @@ class StreamShift(FaultModel):
 
     name = "STREAM_SHIFT"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """The first late element, uniform over the stream but its first."""
+        del group
         order = _stream(context)
         at = 1 + rng.integers(words[:, FIRST_FREE_WORD], len(order) - 1) if len(order) > 1 else None
         position = np.zeros(len(words), dtype=np.int64) if at is None else at
@@ -58,18 +59,19 @@ class StripeRandom(FaultModel):
 
     name = "STRIPE_RANDOM"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Kernel group and the stripe of a uniform pixel; ``value`` seeds the random bits."""
+        del group
         shape, mapping = context.conv.conv, context.mapping
         first = np.array([span.start for span in mapping.kernel_groups])
-        group, portion = np.divmod(
+        part, portion = np.divmod(
             rng.integers(words[:, FIRST_FREE_WORD], shape.groups * len(first)), len(first)
         )
         starts = np.array([stripe.start for stripe in mapping.stripes])
         pixel = rng.integers(words[:, FIRST_FREE_WORD + 1], shape.pixels)
         return Sites.of(
             len(words),
-            kernel=group * (shape.K // shape.groups) + first[portion],
+            kernel=part * (shape.K // shape.groups) + first[portion],
             pixel=starts[np.searchsorted(starts, pixel, side="right") - 1],
             value=(words[:, FIRST_FREE_WORD + 2] >> np.uint64(1)).astype(np.int64),
         )

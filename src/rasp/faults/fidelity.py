@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rasp import rng
 from rasp.faults.bits import flip, pattern
-from rasp.faults.context import FIRST_FREE_WORD, FaultModel, LayerContext
+from rasp.faults.context import FIRST_FREE_WORD, BitGroup, FaultModel, LayerContext, bit_ranges
 from rasp.faults.operands import Operands, tensor
 from rasp.faults.sites import Integers, Sites, SparseChange
 
@@ -26,15 +26,36 @@ if TYPE_CHECKING:
     from rasp.rng import Words
 
 
-class Input(FaultModel):
+class _OneBit(FaultModel):
+    """One bit of a stored value flips, all bits alike."""
+
+    def bit_groups(self, context: LayerContext) -> tuple[BitGroup, ...]:
+        width = context.arithmetic.bits
+        found = bit_ranges(context.arithmetic.format)
+        return tuple(BitGroup(bits, len(bits) / width) for bits in found if bits.stop <= width)
+
+    def _uniform(
+        self, context: LayerContext, words: Words, group: Integers | None, bound: int
+    ) -> tuple[Integers, Integers]:
+        """An element below ``bound`` and a bit of the format or of a group."""
+        element = rng.integers(words[:, FIRST_FREE_WORD], bound)
+        column = words[:, FIRST_FREE_WORD + 1]
+        if group is None:
+            return element, rng.integers(column, context.arithmetic.bits)
+        bits = [part.bits for part in self.bit_groups(context)]
+        first, size = np.array([(part.start, len(part)) for part in bits], dtype=np.int64).T
+        return element, first[group] + rng.integers(column, size[group])
+
+
+class Input(_OneBit):
     """A stored input value flips before it is used: every product it enters changes."""
 
     name = "INPUT"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Element of the input map and bit, both uniform."""
         shape = context.conv.conv
-        element, bit = _uniform(context, words, shape.C * shape.H * shape.W)
+        element, bit = self._uniform(context, words, group, shape.C * shape.H * shape.W)
         channel, pixel = np.divmod(element, shape.H * shape.W)
         return Sites.of(len(words), channel=channel, pixel=pixel, bit=bit)
 
@@ -67,14 +88,14 @@ class Input(FaultModel):
         return _resum(values, row, kernel, out, delta)
 
 
-class Weight(FaultModel):
+class Weight(_OneBit):
     """A stored weight flips before it is used: its product changes in every pixel of its kernel."""
 
     name = "WEIGHT"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Weight and bit, both uniform."""
-        element, bit = _uniform(context, words, context.conv.weight.numel())
+        element, bit = self._uniform(context, words, group, context.conv.weight.numel())
         kernel, channel, r, s = np.unravel_index(element, context.conv.weight.shape)
         return Sites.of(len(words), kernel=kernel, channel=channel, r=r, s=s, bit=bit)
 
@@ -84,7 +105,7 @@ class Weight(FaultModel):
         return _flip_weight(sites, values, pixels.expand(len(sites), -1))
 
 
-class Input16(FaultModel):
+class Input16(_OneBit):
     """An activation flips in a register of the MAC array: one pixel, one product, a kernel group.
 
     Drawn uniformly over the register's uses: kernel group, input channel, tap, output pixel.
@@ -92,15 +113,15 @@ class Input16(FaultModel):
 
     name = "INPUT16"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Kernel group, channel, tap and output pixel of the use, and the bit."""
         shape, mapping = context.conv.conv, context.mapping
-        groups, channels = shape.groups, shape.C // shape.groups
-        uses = (groups, len(mapping.kernel_groups), channels, shape.R, shape.S, shape.pixels)
-        element, bit = _uniform(context, words, int(np.prod(uses)))
-        group, portion, channel, r, s, pixel = np.unravel_index(element, uses)
+        parts, channels = shape.groups, shape.C // shape.groups
+        uses = (parts, len(mapping.kernel_groups), channels, shape.R, shape.S, shape.pixels)
+        element, bit = self._uniform(context, words, group, int(np.prod(uses)))
+        part, portion, channel, r, s, pixel = np.unravel_index(element, uses)
         starts = np.array([span.start for span in mapping.kernel_groups])
-        kernel = group * (shape.K // shape.groups) + starts[portion]
+        kernel = part * (shape.K // shape.groups) + starts[portion]
         return Sites.of(len(words), kernel=kernel, channel=channel, r=r, s=s, pixel=pixel, bit=bit)
 
     def change(self, sites: Sites, values: LayerValues) -> SparseChange:
@@ -123,7 +144,7 @@ class Input16(FaultModel):
         return _resum(values, row, lane, pixel[row], delta)
 
 
-class Weight16(FaultModel):
+class Weight16(_OneBit):
     """A weight flips in a register of the MAC array: one kernel, one product, a stripe of pixels.
 
     Drawn uniformly over weights and over the time a register holds one, so a stripe is drawn with
@@ -132,9 +153,9 @@ class Weight16(FaultModel):
 
     name = "WEIGHT16"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Weight, bit and the first pixel of the stripe."""
-        at = Weight().draw(context, words)
+        at = Weight().draw(context, words, group)
         pixel = rng.integers(words[:, FIRST_FREE_WORD + 2], context.conv.conv.pixels)
         stripes = context.mapping.stripes
         starts = np.array([stripe.start for stripe in stripes])
@@ -158,15 +179,15 @@ class Weight16(FaultModel):
         return _flip_weight(sites, values, pixels, pixels < first + length[:, None])
 
 
-class OutputBitFlip(FaultModel):
+class OutputBitFlip(_OneBit):
     """One bit of one output element flips as it is written."""
 
     name = "RD_BFLIP"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Output element and bit, both uniform."""
         shape = context.conv.conv
-        element, bit = _uniform(context, words, shape.K * shape.pixels)
+        element, bit = self._uniform(context, words, group, shape.K * shape.pixels)
         kernel, pixel = np.divmod(element, shape.pixels)
         return Sites.of(len(words), kernel=kernel, pixel=pixel, bit=bit)
 
@@ -183,8 +204,9 @@ class OutputRandom(FaultModel):
 
     name = "RD"
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Output element and the bits that replace it."""
+        del group
         at = OutputBitFlip().draw(context, words)
         bits = context.arithmetic.bits
         value = (words[:, FIRST_FREE_WORD + 2] >> np.uint64(64 - bits)).astype(np.int64)
@@ -196,12 +218,6 @@ class OutputRandom(FaultModel):
         element = sites.kernel * values.context.conv.conv.pixels + sites.pixel
         bits = tensor(sites.value, values)
         return SparseChange(row, tensor(element, values), pattern(bits, values.y.pixels))
-
-
-def _uniform(context: LayerContext, words: Words, bound: int) -> tuple[Integers, Integers]:
-    """An element below ``bound`` and a bit of the format."""
-    element = rng.integers(words[:, FIRST_FREE_WORD], bound)
-    return element, rng.integers(words[:, FIRST_FREE_WORD + 1], context.arithmetic.bits)
 
 
 def _difference(values: LayerValues, faulty: Tensor, golden: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import numpy as np
 
 from rasp.errors import ConfigError, UnsupportedModelError, unknown_name
+from rasp.faults.context import LayerContext
 from rasp.faults.models import FIDELITY_MIX, fault_model, nvdla_mix
 from rasp.network.graph import Host
 from rasp.nvdla.cycles import layer_cycles, layer_window
@@ -16,6 +17,7 @@ from rasp.nvdla.mapping import check
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rasp.faults.context import BitGroup
     from rasp.network.graph import Conv, Network
     from rasp.nvdla.config import AcceleratorConfig
 
@@ -26,11 +28,21 @@ _PRODUCTS = ("conv", "linear", "matmul", "mm", "einsum", "attention", "bilinear"
 
 
 class Stratum(NamedTuple):
-    """One fault model in one layer and its probability; the weights of all strata sum to 1."""
+    """Faults of one model, and perhaps of neighbouring bits, in one layer.
+
+    Attributes:
+        layer: name of the layer.
+        model: name of the fault model.
+        weight: probability of the stratum; those of all strata sum to 1.
+        group: number of the model's :class:`~rasp.faults.context.BitGroup`, -1 for all bits.
+        bits: the bits, as a reader writes them; ``"idle"`` where no fault changes anything.
+    """
 
     layer: str
     model: str
     weight: float
+    group: int = -1
+    bits: str = ""
 
 
 def mix(name: str, accelerator: AcceleratorConfig) -> dict[str, float]:
@@ -133,6 +145,39 @@ def strata(
     }
     total = sum(sizes.values())
     return tuple(Stratum(*key, size / total) for key, size in sizes.items())
+
+
+def by_bits(
+    population: Sequence[Stratum], network: Network, accelerator: AcceleratorConfig
+) -> tuple[Stratum, ...]:
+    """The population with every stratum cut into its groups of bits.
+
+    Example:
+        >>> import torch
+        >>> from rasp.network.lower import lower
+        >>> from rasp.nvdla.config import load
+        >>> network = lower(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)),
+        ...                 torch.rand(1, 1, 2, 2))
+        >>> whole = strata(network, load("nv_small"), models={"RD_BFLIP": 1.0})
+        >>> [part.bits for part in by_bits(whole, network, load("nv_small"))][-2:]
+        ['30', '31']
+    """
+    contexts = {
+        layer.name: LayerContext(layer, network.arithmetic, accelerator) for layer in network.layers
+    }
+    return tuple(
+        stratum._replace(weight=stratum.weight * part.share, group=index, bits=_label(part))
+        for stratum in population
+        for index, part in enumerate(fault_model(stratum.model).bit_groups(contexts[stratum.layer]))
+        if part.share > 0
+    )
+
+
+def _label(group: BitGroup) -> str:
+    if group.idle:
+        return "idle"
+    first, last = group.bits[0], group.bits[-1]
+    return "" if first < 0 else str(first) if first == last else f"{first}-{last}"
 
 
 def _refuse_products_on_the_host(network: Network, config: AcceleratorConfig) -> None:

@@ -8,18 +8,20 @@ models hit a register that is idle or holds nothing, and change nothing.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rasp import rng
-from rasp.faults.context import FIRST_FREE_WORD, FaultModel, LayerContext
+from rasp.faults.context import FIRST_FREE_WORD, BitGroup, FaultModel, LayerContext, bit_ranges
 from rasp.faults.effects import Upsets, change_outputs
 from rasp.faults.sites import Integers, Sites, SparseChange
 from rasp.nvdla.cycles import LEAD_IN
 from rasp.nvdla.layout import GROUPS, Field, flip_flops
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rasp.faults.values import LayerValues
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.nvdla.signals import Signal
@@ -48,17 +50,33 @@ class RegisterModel(FaultModel):
         """What the registers hold and what one upset reaches."""
         return GROUPS[self.name]
 
-    def draw(self, context: LayerContext, words: Words) -> Sites:
+    def bit_groups(self, context: LayerContext) -> tuple[BitGroup, ...]:
+        """Bits of the registers that hold something, and the idle registers."""
+        table = _bits(context, self.name)
+        ranges = bit_ranges(context.arithmetic.format)
+        shares = np.bincount(table.group, weights=table.weight, minlength=len(ranges) + 1)
+        idle = BitGroup(range(-1, 0), float(shares[0]), idle=True)
+        live = zip(ranges, shares[1:].tolist(), strict=True)
+        return (idle, *(BitGroup(bits, share) for bits, share in live))
+
+    def draw(self, context: LayerContext, words: Words, group: Integers | None = None) -> Sites:
         """Flip-flop of the group and cycle of the layer's window, both uniform."""
-        chosen = context.registers[self.name]
-        weights = np.array([share.flip_flops for share in chosen])
-        if not weights.any():
-            weights = np.array([float(share.field.bits) for share in chosen])
-        which = rng.choice(words[:, FIRST_FREE_WORD], weights)
+        table = _bits(context, self.name)
+        edges = np.cumsum(table.weight)
+        low, high = np.zeros(len(words)), np.full(len(words), edges[-1])
+        if group is not None:
+            ends = np.searchsorted(table.group, np.arange(table.group[-1] + 1), side="right")
+            stops = np.concatenate([[0.0], edges])[ends]
+            low, high = np.concatenate([[0.0], stops])[group], stops[group]
+        at = low + (high - low) * rng.uniform(words[:, FIRST_FREE_WORD])
+        entry = np.minimum(np.searchsorted(edges, at, side="right"), len(edges) - 1)
+        which, bit = table.register[entry], table.bit[entry]
+        fields = [share.field for share in context.registers[self.name]]
+        width = np.array([field.width for field in fields], dtype=np.int64)[which]
+        copies = np.array([field.bits // field.width for field in fields], dtype=np.int64)[which]
+        copy = rng.integers(words[:, FIRST_FREE_WORD + 1], copies)
         cycle = rng.integers(words[:, FIRST_FREE_WORD + 2], context.window)
-        sizes = np.array([share.field.bits for share in chosen], dtype=np.int64)
-        position = rng.integers(words[:, FIRST_FREE_WORD + 1], sizes[which])
-        return self.sites(context, which, position, cycle)
+        return self.sites(context, which, copy * width + bit, cycle)
 
     def sites(
         self, context: LayerContext, which: Integers, position: Integers, cycle: Integers
@@ -117,6 +135,38 @@ class RegisterModel(FaultModel):
 
 REGISTER_MODELS = {name: RegisterModel(name) for name in GROUPS}
 """The register-level fault models by name."""
+
+
+class _Bits(NamedTuple):
+    """Bits of the registers of a model, one array entry each, group by group.
+
+    Attributes:
+        register: number of the register in the group's layout.
+        bit: bit of it.
+        group: number of the :class:`BitGroup`.
+        weight: its share of the model's flip-flops.
+    """
+
+    register: Integers
+    bit: Integers
+    group: Integers
+    weight: NDArray[np.float64]
+
+
+def _bits(context: LayerContext, name: str) -> _Bits:
+    chosen = context.registers[name]
+    widths = [share.field.width for share in chosen]
+    register = np.repeat(np.arange(len(chosen)), widths)
+    bit = np.concatenate([np.arange(width) for width in widths])
+    flip_flops = np.array([share.flip_flops for share in chosen])
+    if not flip_flops.any():
+        flip_flops = np.array([float(share.field.bits) for share in chosen])
+    live = np.array([share.field.signal.effect != "none" for share in chosen])
+    stops = [bits.stop for bits in bit_ranges(context.arithmetic.format)]
+    group = np.where(live[register], 1 + np.searchsorted(stops, bit, side="right"), 0)
+    weight = (flip_flops / widths)[register] / flip_flops.sum()
+    order = np.argsort(group, kind="stable")
+    return _Bits(register[order], bit[order], group[order], weight[order])
 
 
 def nvdla_mix(accelerator: AcceleratorConfig) -> dict[str, float]:

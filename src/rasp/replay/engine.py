@@ -149,10 +149,12 @@ class Replay:
         context = self._contexts[name]
         x, y = maps[context.conv.inputs[0]], maps[name]
         parts = []
-        for index in np.unique(trials.stratum[rows]).tolist():
-            mine = rows[trials.stratum[rows] == index]
-            model = fault_model(population[index].model)
-            drawn = model.draw(context, trials.words[mine])
+        model_of = np.array([stratum.model for stratum in population])[trials.stratum[rows]]
+        group_of = np.array([stratum.group for stratum in population])[trials.stratum[rows]]
+        for model_name in np.unique(model_of).tolist():
+            mine, group = rows[model_of == model_name], group_of[model_of == model_name]
+            model = fault_model(model_name)
+            drawn = model.draw(context, trials.words[mine], None if group.min() < 0 else group)
             sites.put(mine, drawn)
             live = drawn.live
             trial = torch.from_numpy(mine[live]).to(image.device)
