@@ -2,9 +2,9 @@
 
 In int8 the arithmetic is that of the RTL: the MAC cell's sum, the adder, its saturation after every
 atom, the running sum and the result in their own widths, and the SDP by the arithmetic's
-``finish``. Golden running sums are below 2**31, so the accumulator saturates only after an upset.
-In fp16 and fp32 the reach is the same and sums have the 32 bits of fp32: an arithmetic model, not
-the bits of NVDLA's floating-point accumulator.
+``convert``, register by register where one of it is hit. Golden running sums are below 2**31, so
+the accumulator saturates only after an upset. In fp16 and fp32 the reach is the same and sums have
+the 32 bits of fp32: an arithmetic model, not the bits of NVDLA's floating-point accumulator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rasp.faults.bits import drive, flip, flip_sum
-from rasp.faults.operands import Operands, tensor
+from rasp.faults.operands import Operands, tensor, wide
+from rasp.faults.sdp import EFFECTS, convert_hit
 from rasp.faults.sites import Integers, SparseChange
 from rasp.faults.stale import last_activation, last_weight
 from rasp.nvdla.mapping import Atom, Outputs
@@ -57,7 +58,7 @@ class Upsets:
 
 
 class SumChange(NamedTuple):
-    """New results of output elements as they leave the accumulator, arrays of one length.
+    """New results of output elements, as they leave the accumulator or are stored.
 
     ``kernel`` counts the result lanes: beyond the layer's kernels they are lanes nobody uses.
     """
@@ -100,9 +101,7 @@ def change_sums(context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor) 
     """
     operands = Operands(context, x)
     at = _elements(context, upsets, x)
-    known = at.kernel < sums.shape[1]
-    golden = sums[at.row, at.kernel.clamp(max=sums.shape[1] - 1), at.pixel].to(operands.wide)
-    golden = torch.where(known, golden, torch.zeros_like(golden))
+    golden = _golden(context, at, sums)
     effect = upsets.signal.effect
     if effect in _OPERANDS:
         faulty = golden + _operand_change(context, upsets, operands, at)
@@ -123,14 +122,34 @@ def change_sums(context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor) 
     return SumChange(at.row, at.kernel, at.pixel, golden, faulty)
 
 
+def change_stored(context: LayerContext, upsets: Upsets, sums: Tensor) -> SumChange:
+    """Stored outputs that ``n`` upsets of the SDP change, and some they leave as they were.
+
+    Args:
+        context: the layer.
+        upsets: what is hit, with an effect of :data:`~rasp.faults.sdp.EFFECTS`.
+        sums: golden sums ``(n, K, Ho * Wo)``.
+    """
+    at = _elements(context, upsets, sums)
+    results = _delivered(context, _golden(context, at, sums))
+    golden = context.arithmetic.convert(context.conv, results, at.kernel)
+    faulty = convert_hit(context, upsets.signal.effect, results, at.kernel, at.bit)
+    return SumChange(at.row, at.kernel, at.pixel, golden, faulty)
+
+
+def _golden(context: LayerContext, at: _Elements, sums: Tensor) -> Tensor:
+    """Golden sums of elements, 0 in lanes without a kernel, in the type they are computed in."""
+    known = at.kernel < sums.shape[1]
+    golden = sums[at.row, at.kernel.clamp(max=sums.shape[1] - 1), at.pixel].to(wide(context))
+    return torch.where(known, golden, torch.zeros_like(golden))
+
+
 def _delivered(context: LayerContext, sums: Tensor) -> Tensor:
     """Sums as the SDP gets them, in the type they came in."""
     return context.arithmetic.deliver(context.conv, sums).to(sums.dtype)
 
 
-def change_outputs(
-    context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor, y: Tensor
-) -> SparseChange:
+def change_outputs(context: LayerContext, upsets: Upsets, x: Tensor, sums: Tensor) -> SparseChange:
     """Output elements that ``n`` upsets change, and some they leave as they were.
 
     Args:
@@ -138,14 +157,11 @@ def change_outputs(
         upsets: what is hit.
         x: golden stored input ``(n, C, H, W)``.
         sums: golden sums ``(n, K, Ho * Wo)``.
-        y: golden stored output ``(n, K, Ho * Wo)``.
     """
     shape = context.conv.conv
-    if upsets.signal.effect == "output":
-        at = _elements(context, upsets, x)
-        at = at.pick(at.kernel < shape.K)
-        value = flip(y[at.row, at.kernel, at.pixel], at.bit)
-        return SparseChange(at.row, at.kernel * shape.pixels + at.pixel, value)
+    if upsets.signal.effect in EFFECTS:
+        row, kernel, pixel, _, faulty = change_stored(context, upsets, sums)
+        return SparseChange(row, kernel * shape.pixels + pixel, faulty)
     change = change_sums(context, upsets, x, sums)
     different = (change.golden != change.faulty) & (change.kernel < shape.K)
     row, kernel, pixel, _, faulty = (column[different] for column in change)

@@ -26,6 +26,11 @@ def tensor(values: Integers, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(like.device)
 
 
+def wide(context: LayerContext) -> torch.dtype:
+    """Type that sums are computed in."""
+    return torch.int64 if context.arithmetic.format == "int8" else torch.float32
+
+
 class Operands:
     """Inputs and weights of one layer, by output element.
 
@@ -39,7 +44,7 @@ class Operands:
         self._maps = x.reshape(len(x), self._shape.C, self._shape.H * self._shape.W)
         self._weights = context.arithmetic.operands(context.conv).to(x.device)
         self._lanes = context.mapping.atoms.channels
-        self.wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
+        self.wide = wide(context)
 
     def activation(
         self, row: Tensor, group: Tensor, channel: Tensor, r: Tensor, s: Tensor, pixel: Tensor

@@ -96,7 +96,7 @@ class RegisterModel(FaultModel):
     ) -> SparseChange:
         """The outputs in reach of what each register held."""
         parts = [
-            change_outputs(context, upsets, x, sums, y) for upsets in self._upsets(context, sites)
+            change_outputs(context, upsets, x, sums) for upsets in self._upsets(context, sites)
         ]
         columns = ([getattr(part, name) for part in parts] for name in ("row", "element", "value"))
         empty = SparseChange(

@@ -17,18 +17,20 @@ import torch
 
 from rasp.errors import ConfigError
 from rasp.faults.context import LayerContext
-from rasp.faults.effects import Upsets, change_sums
+from rasp.faults.effects import Upsets, change_stored, change_sums
 from rasp.faults.records import Record, read_layers, read_records
+from rasp.faults.sdp import EFFECTS
 from rasp.nvdla.config import load
 from rasp.nvdla.mapping import Mapping
 from rasp.nvdla.registers import CLASSES
-from rasp.nvdla.signals import locate
+from rasp.nvdla.signals import MODELLED, locate
 from rasp.nvdla.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from rasp.faults.effects import SumChange
     from rasp.faults.records import Element, RtlLayer
     from rasp.faults.sites import Integers
     from rasp.nvdla.config import AcceleratorConfig
@@ -59,10 +61,11 @@ class ClassCount(NamedTuple):
 
 
 class Unmodelled(NamedTuple):
-    """Records nothing is said about, and why."""
+    """Records nothing is said about, and why; ``register`` is named where its class is modelled."""
 
     layer: str
     register_class: str
+    register: str
     reason: str
     records: int
 
@@ -120,7 +123,8 @@ class RtlReport:
         """One line for each reason of having no prediction, bad line and mismatch."""
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for entry in self.unmodelled:
-            reasons[entry.reason][entry.register_class] += entry.records
+            name = f"{entry.register_class} {entry.register}".rstrip()
+            reasons[entry.reason][name] += entry.records
         return (
             *(
                 f"{reason}: {', '.join(f'{name} {n}' for name, n in sorted(classes.items()))}"
@@ -158,7 +162,7 @@ class _Gathered:
     """Records of all files by folder and layer."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
     layers: dict[_Key, RtlLayer] = field(default_factory=dict)
     located: dict[_Key, list[_Located]] = field(default_factory=lambda: defaultdict(list))
@@ -177,7 +181,7 @@ def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
             into.counts[found.cls] += 1
             if found.layer not in known:
                 reason = f"layer {found.layer} is not in layers.json"
-                into.reasons[found.layer, found.cls, reason] += 1
+                into.reasons[found.layer, found.cls, "", reason] += 1
                 continue
             key = (folder, found.layer)
             into.layers[key] = known[found.layer]
@@ -185,7 +189,8 @@ def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
                 into.observed[key].append(found)
             signal = _locate(found, config)
             if isinstance(signal, str):
-                into.reasons[found.layer, found.cls, signal] += 1
+                register = found.var if found.cls in MODELLED else ""
+                into.reasons[found.layer, found.cls, register, signal] += 1
             else:
                 into.located[key].append(_Located(found, signal))
     return into
@@ -216,7 +221,7 @@ def check(files: Iterable[str | Path], *, accelerator: str = "nv_small") -> RtlR
             differing = _check_layer(layer, config, entries, gathered.observed[key])
         except _NoTimelineError as error:
             for entry in entries:
-                reasons[key[1], entry.record.cls, str(error)] += 1
+                reasons[key[1], entry.record.cls, "", str(error)] += 1
             continue
         modelled.update(entry.record.cls for entry in entries)
         mismatches += differing
@@ -348,17 +353,25 @@ def _predict(
     rows = len(entries)
     with torch.inference_mode():
         sums = arithmetic.accumulate(context.conv, layer.x).reshape(1, shape.K, -1)
-        change = change_sums(
-            context, upsets, layer.x.expand(rows, -1, -1, -1), sums.expand(rows, -1, -1)
-        )
-        different = change.golden != change.faulty
-        row, kernel, pixel, golden, faulty = (values[different] for values in change)
-        before = arithmetic.convert(context.conv, golden, kernel).tolist()
-        after = arithmetic.convert(context.conv, faulty, kernel).tolist()
-    columns = (values.tolist() for values in (row, kernel, pixel, golden, faulty))
-    for i, k, p, old, new, out, wrong in zip(*columns, before, after, strict=True):
-        y, x = divmod(p, shape.Wo)
-        predictions[i].sums.add((k, y, x, old, new))
-        if out != wrong:
-            predictions[i].outputs.add((k, y, x, out, wrong))
+        sums = sums.expand(rows, -1, -1)
+        if kind.effect in EFFECTS:
+            stored = change_stored(context, upsets, sums)
+        else:
+            change = change_sums(context, upsets, layer.x.expand(rows, -1, -1, -1), sums)
+            stored = change._replace(
+                golden=arithmetic.convert(context.conv, change.golden, change.kernel),
+                faulty=arithmetic.convert(context.conv, change.faulty, change.kernel),
+            )
+            for i, element in _different(change, shape.Wo):
+                predictions[i].sums.add(element)
+    for i, element in _different(stored, shape.Wo):
+        predictions[i].outputs.add(element)
     return predictions
+
+
+def _different(change: SumChange, columns: int) -> Iterator[tuple[int, Element]]:
+    """Row and element of what changed."""
+    kept = change.golden != change.faulty
+    found = (values[kept].tolist() for values in change)
+    for row, kernel, pixel, golden, faulty in zip(*found, strict=True):
+        yield row, (kernel, *divmod(pixel, columns), golden, faulty)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rasp.nvdla.config import load
+from rasp.nvdla.drain import QUEUES
 from rasp.nvdla.registers import registers
 from rasp.nvdla.signals import Signal
 
@@ -88,7 +89,7 @@ class _Build:
         self.cells = tuple(range(lanes))
         half = lanes // 2
         self.word = {"int8": 8, "fp16": 16, "fp32": 32}[format]
-        integer = format == "int8"
+        self.integer = integer = format == "int8"
         self.product = path.mac_bits if integer else 32
         self.sum = path.sum_bits if integer else 32
         self.partial = path.partial_bits if integer else 32
@@ -265,15 +266,43 @@ class _Build:
         yield field("cacc_cell_ctl", 11)._replace(signal=Signal("none"))
 
     def _outputs(self) -> Iterator[Field]:
-        live: tuple[tuple[str, Effect, int, int, int], ...] = (
-            ("sdp_data", "final", 30, self.final, 1228),
-            ("sdp_wdma_data", "output", 4, self.word, 612),
-        )
-        # words that carry a value, from the rates on layer A; the rest is idle or waits for the bus
-        for cls, effect, words, width, idle in live:
-            signal = Signal(effect, "result", 16, "element", when="last")
-            yield Field("SDP_OUTPUT", cls, signal, self.drain, 1, width, words)
-            yield Field("SDP_OUTPUT", cls, Signal("none"), (0,), 1, 1, idle)
+        def field(
+            effect: Effect,
+            stage: int,
+            width: int,
+            kernels: tuple[int, ...] = self.drain,
+            held: Held = "result",
+            lanes: int = 1,
+            cls: str = "sdp_data",
+        ) -> Field:
+            signal = Signal(effect, held, stage, "element", when="last")
+            return Field("SDP_OUTPUT", cls, signal, kernels, lanes, width)
+
+        def idle(cls: str, bits: int) -> Field:
+            return Field("SDP_OUTPUT", cls, Signal("none"), (0,), 1, 1, bits)
+
+        def width(bits: int) -> int:
+            return bits if self.integer else 32
+
+        for stage in (16, 17, 18, 19):
+            yield field("result", stage, self.final)
+        yield field("bias", 18, 16 if self.integer else self.word, self.cells, "operand")
+        yield field("operand", 19, self.final)
+        yield field("biased", 20, width(33))
+        yield field("saturated", 21, self.final)
+        yield field("rectified", 22, self.final)
+        yield field("rectified", 23, self.final)
+        yield field("offset", 24, width(33))
+        yield field("scaled", 25, width(49))
+        yield field("shifted", 26, width(17))
+        yield field("output", 27, self.word)
+        yield field("output", 28, self.word, self.cells, "packed")
+        # skid registers, the bypassed multiplier and BN unit, the way from memory and to the PDP
+        yield idle("sdp_data", 1597)
+        memory = "sdp_wdma_data"
+        yield field("output", 28, self.word, self.cells, "queued", QUEUES, memory)
+        yield field("output", 29, self.word, self.cells, "word", 1, memory)
+        yield idle(memory, 322)
 
 
 def fields(config: AcceleratorConfig, format: str = "int8") -> tuple[Field, ...]:  # noqa: A002

@@ -28,9 +28,12 @@ the running sum, ``final`` the 32-bit result, ``output`` a value in the SDP, and
 on its way into the convolution buffer.
 """
 
-Held = Literal["atom", "loading", "shadow", "active", "result"]
-"""How long: one atom's cycle, one kernel's load cycle, until the next package, a stripe, or one
-result's cycle in the SDP."""
+Held = Literal[
+    "atom", "loading", "shadow", "active", "result", "operand", "packed", "word", "queued"
+]
+"""How long: one atom's cycle, one kernel's load cycle, until the next package, a stripe; in the SDP
+one result's cycle, until its result comes, until its pixel is complete, one cycle of a complete
+pixel, or that in one of :data:`~rasp.nvdla.drain.QUEUES` queues."""
 
 
 class Shares(NamedTuple):

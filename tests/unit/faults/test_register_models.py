@@ -51,7 +51,13 @@ def test_the_layout_counts_the_flip_flops_of_nv_small():
     bits: dict[str, int] = {}
     for field in fields(small):
         bits[field.cls] = bits.get(field.cls, 0) + field.bits
-    control = {"csc_dl_mask": 8, "cmac_ctl_active": 14, "cmac_ctl_out": 94}
+    control = {
+        "csc_dl_mask": 8,
+        "cmac_ctl_active": 14,
+        "cmac_ctl_out": 94,
+        "sdp_data": 3,
+        "sdp_wdma_data": 2,
+    }
     for name, count in bits.items():
         assert count + control.get(name, 0) == small.flip_flops[name], name
 
