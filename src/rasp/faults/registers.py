@@ -95,14 +95,8 @@ class RegisterModel(FaultModel):
         self, context: LayerContext, sites: Sites, x: Tensor, sums: Tensor, y: Tensor
     ) -> SparseChange:
         """The outputs in reach of what each register held."""
-        parts = [
-            change_outputs(context, upsets, x, sums) for upsets in self._upsets(context, sites)
-        ]
-        columns = ([getattr(part, name) for part in parts] for name in ("row", "element", "value"))
-        empty = SparseChange(
-            *(torch.empty(0, dtype=torch.int64, device=y.device),) * 2, y[:0, 0, 0]
-        )
-        return SparseChange(*(torch.cat(column) for column in columns)) if parts else empty
+        upsets = self._upsets(context, sites)
+        return joined([change_outputs(context, kind, x, sums) for kind in upsets], y)
 
     def _upsets(self, context: LayerContext, sites: Sites) -> list[Upsets]:
         """The sites by kind of value; each covers all rows, -1 where a row is of another kind."""
@@ -134,8 +128,12 @@ class RegisterModel(FaultModel):
         return [share for share in found if share.field.group == self.name]
 
 
-REGISTER_MODELS = {name: RegisterModel(name) for name in GROUPS}
-"""The register-level fault models by name."""
+def joined(parts: list[SparseChange], y: Tensor) -> SparseChange:
+    """Changes of different rows as one; none of any row if there is no part."""
+    none = torch.empty(0, dtype=torch.int64, device=y.device)
+    parts = [SparseChange(none, none, y[:0, 0, 0]), *parts]
+    columns = ([getattr(part, name) for part in parts] for name in ("row", "element", "value"))
+    return SparseChange(*(torch.cat(column) for column in columns))
 
 
 def nvdla_mix(accelerator: AcceleratorConfig) -> dict[str, float]:

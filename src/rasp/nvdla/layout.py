@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rasp.nvdla.signals import Effect, When
 
 GROUPS = {
+    "BUFFER_WRITE": "input or weight on its way into the buffer, all its uses",
     "ACTIVATION_SHARED": "activation on its way, all kernels of the group",
     "ACTIVATION_HALF": "activation in CMAC A or B, half of the kernels",
     "ACTIVATION_CELL": "activation copy of one MAC cell",
@@ -48,7 +49,7 @@ class Field(NamedTuple):
         group: one of :data:`GROUPS`.
         cls: register class.
         signal: what inverting a bit does, with the stage.
-        kernels: :attr:`Signal.kernel` of each copy.
+        kernels: :attr:`Signal.kernel` of each copy; number of a register that writes the buffer.
         lanes: channel lanes of a copy.
         width: bits of a lane.
         words: registers of this kind, alike in all that matters here.
@@ -105,12 +106,20 @@ class _Build:
         self.drain = tuple(range(config.sdp_throughput))
 
     def fields(self) -> Iterator[Field]:
+        yield from self._writes()
         yield from self._activations()
         yield from self._weights()
         yield from self._sums()
         yield from self._masks()
         yield from self._valids()
         yield from self._outputs()
+
+    def _writes(self) -> Iterator[Field]:
+        # a port for inputs and one for weights, then a register for every half of the 32 banks
+        for stage, count in ((0, 2), (1, 64)):
+            signal = Signal("stored", "written", stage)
+            copies = tuple(range(count))
+            yield Field("BUFFER_WRITE", "cbuf_wr_data", signal, copies, self.channels, self.word)
 
     def _activations(self) -> Iterator[Field]:
         def field(
@@ -340,3 +349,23 @@ def flip_flops(config: AcceleratorConfig) -> dict[str, float]:
     for share in shares(config):
         totals[share.field.group] += share.flip_flops
     return totals
+
+
+def steering(config: AcceleratorConfig) -> dict[str, float]:
+    """Flip-flops of each register class that hold no value of the datapath.
+
+    Those of the control classes, but for the valid bits among them, and the few elsewhere that
+    mark the end of a stripe or a layer. With :func:`flip_flops` they add up to all classes.
+
+    Example:
+        >>> rest = steering(load("nv_small"))
+        >>> rest["cacc_ctl"], rest["sdp_data"], sum(rest.values())
+        (190.0, 3.0, 21982.0)
+        >>> sum(rest.values()) + sum(flip_flops(load("nv_small")).values())
+        44299.0
+    """
+    rest = {register.name: float(register.flip_flops) for register in registers(config)}
+    for share in shares(config):
+        if share.field.cls in rest:
+            rest[share.field.cls] -= share.flip_flops
+    return {name: round(count, 6) for name, count in rest.items() if round(count, 6)}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rasp.nvdla.registers import Held
 
 Effect = Literal[
+    "stored",
     "activation",
     "activation_bus",
     "activation_gate",
@@ -43,6 +44,7 @@ Effect = Literal[
 ]
 """What inverting the bit does to the atoms in reach:
 
+- ``stored``: bit of an input or weight before it is in the buffer;
 - ``activation``, ``weight``: bit ``bit`` of the operand in lane ``lane`` is inverted;
 - ``activation_bus``, ``weight_bus``: the same bit of the word read from the buffer is set (the
   upset rose) or cleared (it fell), because idle bank registers are OR-ed into the word;
