@@ -69,6 +69,13 @@ class Rate:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
 
+    @property
+    def complement(self) -> Rate:
+        """Rate of the trials that did not count."""
+        low, high = 1 - self.high, 1 - self.low
+        left = self.n - self.events
+        return replace(self, estimate=1 - self.estimate, low=low, high=high, events=left)
+
     def __str__(self) -> str:
         """Percent with as many decimals as the interval supports; a bound if nothing varied."""
         if self.events == 0:

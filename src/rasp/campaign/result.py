@@ -41,7 +41,8 @@ class CampaignResult:
 
     Every rate is a probability per fault: of one upset, given that it hits what the campaign
     injects into. Faults that share an image are not independent, so intervals are clustered by
-    image. Trials are drawn with the strata's shares and therefore weigh the same.
+    image. Where the images are given and no sample of others, trials are independent and intervals
+    are Wilson's. Trials are drawn with the strata's shares and therefore weigh the same.
 
     Attributes:
         contents: what the store holds.
@@ -174,6 +175,9 @@ class CampaignResult:
 
     def _rate(self, events: NDArray[np.int64], chosen: NDArray[np.int64]) -> Rate:
         tallies = self.contents.tallies
+        if self.spec.split == "given":
+            found, trials = int(events[chosen].sum()), int(tallies.trials[chosen].sum())
+            return wilson(found, trials, self.spec.confidence)
         images = tallies.image[chosen]
         count = len(self.contents.images)
         return clustered_rate(

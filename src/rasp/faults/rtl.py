@@ -9,7 +9,7 @@ and int8 outputs and all their values have to be equal.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from rasp.errors import ConfigError
 from rasp.faults.context import LayerContext
 from rasp.faults.effects import Upsets, change_stored, change_sums
+from rasp.faults.recorded import Recorded
 from rasp.faults.records import Record, read_layers, read_records
 from rasp.faults.sdp import EFFECTS
 from rasp.nvdla.config import load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rasp.faults.sites import Integers
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.nvdla.signals import Signal
+    from rasp.statistics import Rate
 
 _ROWS = 512  # records that go through the engine at once
 _WIDTHS = {
@@ -92,6 +94,7 @@ class RtlReport:
         unmodelled: records without a prediction.
         malformed: file, line and reason of lines that are no record.
         mismatches: the records that differ.
+        changed: share of upsets that change an output of each layer, by flip-flops.
     """
 
     files: tuple[str, ...]
@@ -99,6 +102,7 @@ class RtlReport:
     unmodelled: tuple[Unmodelled, ...]
     malformed: tuple[str, ...]
     mismatches: tuple[Mismatch, ...]
+    changed: dict[str, Rate]
 
     @property
     def total(self) -> ClassCount:
@@ -130,6 +134,10 @@ class RtlReport:
                 f"{reason}: {', '.join(f'{name} {n}' for name, n in sorted(classes.items()))}"
                 for reason, classes in reasons.items()
             ),
+            *(
+                f"layer {layer}: {rate} of datapath upsets change an output, by flip-flops"
+                for layer, rate in self.changed.items()
+            ),
             *(f"malformed: {line}" for line in self.malformed),
             *(
                 f"mismatch: {entry.place}, layer {entry.layer}, {entry.register} bit {entry.bit} "
@@ -148,6 +156,7 @@ class RtlReport:
             "classes": [count._asdict() for count in self.classes],
             "unmodelled": [entry._asdict() for entry in self.unmodelled],
             "malformed": list(self.malformed),
+            "changed": {layer: asdict(rate) for layer, rate in self.changed.items()},
             "files": list(self.files),
         }
 
@@ -161,6 +170,7 @@ class _Located(NamedTuple):
 class _Gathered:
     """Records of all files by folder and layer."""
 
+    recorded: Recorded
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
@@ -170,7 +180,7 @@ class _Gathered:
 
 
 def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
-    into = _Gathered()
+    into = _Gathered(Recorded(config))
     for path in files:
         folder, known = read_layers(path)
         for found in read_records(path):
@@ -188,6 +198,7 @@ def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
             if found.observed is not None:
                 into.observed[key].append(found)
             signal = _locate(found, config)
+            into.recorded.add(found, modelled=not isinstance(signal, str))
             if isinstance(signal, str):
                 register = found.var if found.cls in MODELLED else ""
                 into.reasons[found.layer, found.cls, register, signal] += 1
@@ -243,6 +254,7 @@ def check(files: Iterable[str | Path], *, accelerator: str = "nv_small") -> RtlR
         unmodelled=tuple(Unmodelled(*key, records) for key, records in sorted(reasons.items())),
         malformed=tuple(gathered.malformed),
         mismatches=tuple(mismatches),
+        changed=gathered.recorded.rates,
     )
 
 
