@@ -69,6 +69,13 @@ class Rate:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
 
+    @property
+    def complement(self) -> Rate:
+        """Rate of the trials that did not count."""
+        low, high = 1 - self.high, 1 - self.low
+        left = self.n - self.events
+        return replace(self, estimate=1 - self.estimate, low=low, high=high, events=left)
+
     def __str__(self) -> str:
         """Percent with as many decimals as the interval supports; a bound if nothing varied."""
         if self.events == 0:
@@ -208,7 +215,7 @@ def clustered_rate(
 
 
 def weighted_rate(
-    cluster: ArrayLike,
+    cluster: ArrayLike | None,
     hit: ArrayLike,
     trials: ArrayLike,
     weight: ArrayLike | None = None,
@@ -229,7 +236,7 @@ def weighted_rate(
     the total weight over the largest weight, which is conservative.
 
     Args:
-        cluster: ``(m,)`` cluster of each entry.
+        cluster: ``(m,)`` cluster of each entry; ``None`` if trials are independent.
         hit: ``(m,)`` whether the entry's trials are events.
         trials: ``(m,)`` number of trials.
         weight: ``(m,)`` sum of their weights; the number of trials if ``None``.
@@ -246,12 +253,12 @@ def weighted_rate(
     Example:
         >>> image, hit = [*range(50), *range(50)], [True] * 50 + [False] * 50
         >>> print(weighted_rate(image, hit, [2] * 50 + [18] * 50))
-        10.0 % [8.3, 12.0] n=1 000
+        10.0 % [8.3, 12.1] n=1 000
         >>> halved, rest = [1.0] * 50, [19.0] * 50
         >>> print(weighted_rate(image, hit, [2] * 50 + [18] * 50, halved + rest, [0.5] * 50 + rest))
-        5.0 % [4.1, 6.1] n=1 000
+        5.0 % [3.8, 6.6] n=1 000
     """
-    of, count = np.asarray(cluster, dtype=np.int64), np.asarray(trials, dtype=np.int64)
+    count = np.asarray(trials, dtype=np.int64)
     event = np.asarray(hit, dtype=bool)
     mass, squares = (
         np.asarray(count if column is None else column, dtype=np.float64)
@@ -267,19 +274,18 @@ def weighted_rate(
         low, high = _exact_interval(worth * (total > 0), worth, confidence)
         return Rate(float(total > 0), low, high, n, worth, total, confidence, "clopper-pearson")
     p = float(mass[event].sum() / mass.sum())
-    hits = np.bincount(of, weights=mass * event)
-    sizes = np.bincount(of, weights=mass)
-    k = int((sizes > 0).sum())
-    if k == 1:
-        n_effective = 1.0
-    else:
-        residuals = hits - p * sizes
-        clustered = k / (k - 1) * float(residuals @ residuals)
-        independent = float((squares * np.where(event, 1 - p, p) ** 2).sum())
-        variance = max(clustered, independent) / mass.sum() ** 2
-        n_effective = p * (1 - p) / variance * _few_clusters(k, confidence)
+    variance = float((squares * np.where(event, 1 - p, p) ** 2).sum())
+    method, penalty = "wilson", 1.0
+    if cluster is not None:
+        of = np.asarray(cluster, dtype=np.int64)
+        sizes = np.bincount(of, weights=mass)
+        residuals = np.bincount(of, weights=mass * event) - p * sizes
+        k = int((sizes > 0).sum())
+        method, penalty = "wilson, clustered", _few_clusters(k, confidence)
+        variance = max(variance, k / max(1, k - 1) * float(residuals @ residuals))
+    n_effective = max(1.0, p * (1 - p) * mass.sum() ** 2 / variance * penalty)
     low, high = _score_interval(p, n_effective, _z(confidence))
-    return Rate(p, low, high, n, n_effective, total, confidence, "wilson, clustered")
+    return Rate(p, low, high, n, n_effective, total, confidence, method)
 
 
 def stratified(
@@ -398,8 +404,11 @@ def sample_size(
 
 
 def _few_clusters(k: int, confidence: float) -> float:
+    """What an effective sample size is worth with the variance of k clusters estimated."""
     from scipy.special import stdtrit
 
+    if k == 1:
+        return 0.0
     return float((_z(confidence) / stdtrit(k - 1, (1 + confidence) / 2)) ** 2)
 
 

@@ -61,7 +61,35 @@ def test_every_modelled_record_is_exact():
     assert not report.malformed
     if len(report.files) == 3:
         assert report.total.records == 34_170
-        assert report.total.exact == 18_534
+        assert report.total.exact == 19_867
+
+
+def test_registers_of_the_sdp_that_steer_the_stream_are_named():
+    report = check(files(FOLDER or SAMPLE))
+    named = {entry.register for entry in report.unmodelled if entry.register_class[:4] == "sdp_"}
+    assert named <= {
+        "",
+        "pipe_skid_cacc2sdp_pd",
+        "pipe_skid_cmux2dp_pd",
+        "pipe_skid_dmaif_wr_req_pd",
+    }
+    by_class = {count.name: count for count in report.classes}
+    for name in ("sdp_data", "sdp_wdma_data"):
+        assert by_class[name].exact > 0.98 * by_class[name].records
+
+
+@pytest.mark.parametrize("cycles", [-1, 1])
+def test_a_result_is_in_each_register_of_the_sdp_in_one_cycle_only(edited, cycles):
+    """Shifted in time, changes are predicted where there are none and the other way round."""
+    records = [json.loads(line) for line in lines()]
+    moved = [
+        record | {"cycle": record["cycle"] + cycles}
+        for record in records
+        if record["cls"] in ("sdp_data", "sdp_wdma_data") and record["n_out"]
+    ]
+    kept = [record for record in records if record["atom"]]
+    report = check([edited([json.dumps(r) for r in (*kept, *moved)])])
+    assert report.total.mismatches >= len(moved) / 2
 
 
 @pytest.mark.skipif(not FOLDER, reason="set RASP_RTL to the folder of nv_small-layer-*.jsonl.gz")

@@ -1,5 +1,8 @@
 """Rates of the register models on the recorded layers against the rates of the records.
 
+Buffer writes are drawn over a layer's whole window; the records begin when most are done. Both
+shares are below 2 %.
+
 The chance that a correct model fails a check is that of ``SIGMAS`` standard errors, 6e-5, times the
 number of checks; seeds are fixed.
 """
@@ -41,14 +44,15 @@ def recorded(layer, group=None):
     """Flip-flop-weighted share of records of modelled registers that change an output."""
     flops: dict[str, float] = {}
     for field, count in shares(load("nv_small")):
-        if field.group == group or (group is None and field.group != "SDP_OUTPUT"):
+        if group in (field.group, None):
             flops[field.cls] = flops.get(field.cls, 0.0) + count
     hits: dict[str, list[bool]] = {name: [] for name in flops}
     for record in read_records(Path(FOLDER) / f"nv_small-layer-{layer}.jsonl.gz"):
         if record.cls not in hits:
             continue
         found = locate(record.cls, record.path, record.var, record.bit, rises=record.rises)
-        if found is not None or record.cls.startswith("sdp") or record.var == "wt_data_remain":
+        by_rate = record.var == "wt_data_remain" or record.cls == "cbuf_wr_data"
+        if found is not None or by_rate:
             hits[record.cls].append(record.n_outputs > 0)
     estimate = variance = 0.0
     for name, count in flops.items():
@@ -92,7 +96,6 @@ def test_each_group_of_registers_changes_outputs_as_often_as_the_rtl(layer):
 @pytest.mark.parametrize("layer", ["A", "D"])
 def test_a_campaign_on_a_recorded_layer_has_the_rate_of_its_records(layer, tmp_path):
     found, small = layer_of(layer), load("nv_small")
-    mix = {name: count for name, count in nvdla_mix(small).items() if name != "SDP_OUTPUT"}
     images, labels = found.x.float(), torch.zeros(1, dtype=torch.int64)
     spec = specify(
         found.network,
@@ -100,7 +103,7 @@ def test_a_campaign_on_a_recorded_layer_has_the_rate_of_its_records(layer, tmp_p
         small,
         model=layer,
         data="rtl",
-        fault_models=mix,
+        fault_models=nvdla_mix(small),
         trials=TRIALS,
     )
     result = inject(found.network, images, labels, small, spec, tmp_path / "store.sqlite")

@@ -4,7 +4,9 @@ import pytest
 
 from rasp.analysis.fit import Part, control, duty
 from rasp.errors import ConfigError
-from rasp.nvdla.config import load
+from rasp.faults.registers import nvdla_mix
+from rasp.nvdla.config import CONFIGS, load
+from rasp.nvdla.layout import steering
 from rasp.nvdla.registers import registers
 from rasp.statistics import wilson
 
@@ -48,22 +50,30 @@ def test_raw_rates_are_positive(raw):
 
 
 def test_control_is_the_flip_flop_weighted_mean_of_the_measured_shares():
-    classes = registers(load("nv_small"))
-    steering = [entry for entry in classes if entry.kind == "control"]
+    classes, bits = registers(load("nv_small")), steering(load("nv_small"))
 
-    silent, hang = control(classes)
+    silent, hang = control(classes, bits)
 
-    bits = sum(entry.flip_flops for entry in steering)
+    total = sum(bits.values())
     for part, field in ((silent, "sdc"), (hang, "hang")):
-        mean = sum(getattr(entry.measured, field) * entry.flip_flops for entry in steering) / bits
-        assert part.bits == bits
+        mean = sum(getattr(e.measured, field) * bits.get(e.name, 0) for e in classes) / total
+        assert part.bits == total
         assert part.rate.estimate == pytest.approx(mean, abs=1e-3)
         assert part.rate.low < mean < part.rate.high
     assert (silent.failure, hang.failure) == ("output", "hang")
     assert not silent.estimated
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_flip_flop_is_in_one_part(name):
+    config = load(name)
+    counted = sum(entry.flip_flops for entry in registers(config))
+    drawn, rest = nvdla_mix(config), steering(config)
+    assert sum(drawn.values()) + sum(rest.values()) == pytest.approx(counted)
+    assert set(rest) >= {e.name for e in registers(config) if e.kind == "control" and e.flip_flops}
+
+
 def test_scaled_counts_are_marked_as_estimated():
-    silent, _ = control(registers(load("nv_large")))
+    silent, _ = control(registers(load("nv_large")), steering(load("nv_large")))
 
     assert silent.estimated

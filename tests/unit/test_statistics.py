@@ -152,3 +152,11 @@ def test_impossible_plans_are_refused(arguments):
 
 def test_a_rate_is_a_value():
     assert wilson(1, 10) == Rate(**{n: getattr(wilson(1, 10), n) for n in Rate.__slots__})
+
+
+@pytest.mark.parametrize(("events", "n"), [(0, 10), (3, 10), (10, 10)])
+def test_the_complement_is_the_rate_of_the_other_trials(events, n):
+    rate, other = wilson(events, n).complement, wilson(n - events, n)
+    assert rate.events == other.events
+    for name in ("estimate", "low", "high"):
+        assert getattr(rate, name) == pytest.approx(getattr(other, name), abs=1e-12)

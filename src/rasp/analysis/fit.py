@@ -21,7 +21,7 @@ from rasp.errors import ConfigError
 from rasp.statistics import Rate, stratified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rasp.nvdla.registers import RegisterClass
 
@@ -112,15 +112,22 @@ def duty(cycles: int, *, clock_mhz: float, frames_per_second: float) -> float:
     return share
 
 
-def control(registers: Iterable[RegisterClass], confidence: float = 0.95) -> tuple[Part, Part]:
+def control(
+    registers: Iterable[RegisterClass], bits: Mapping[str, float], confidence: float = 0.95
+) -> tuple[Part, Part]:
     """Control registers: upsets that change outputs, and upsets that hang.
 
     Shares per class are those measured on nv_small, weighted by the accelerator's flip-flops. A
     changed output need not change the answer, so the first part is an upper bound of SDC-1.
+
+    Args:
+        registers: the classes of an accelerator.
+        bits: flip-flops of each class that steer, :func:`rasp.nvdla.layout.steering`.
+        confidence: level of the intervals.
     """
-    chosen = [register for register in registers if register.kind == "control"]
-    weights = [register.flip_flops for register in chosen]
-    bits = float(sum(weights))
+    chosen = [register for register in registers if register.name in bits]
+    weights = [bits[register.name] for register in chosen]
+    total = sum(weights)
     estimated = any(register.estimated for register in chosen)
     shares = {
         "output": [register.measured.sdc for register in chosen],
@@ -129,7 +136,7 @@ def control(registers: Iterable[RegisterClass], confidence: float = 0.95) -> tup
     silent, hang = (
         Part(
             "control",
-            bits,
+            total,
             1.0,
             stratified(
                 weights,

@@ -41,7 +41,8 @@ class CampaignResult:
 
     Every rate is a probability per fault: of one upset, given that it hits what the campaign
     injects into. Faults that share an image are not independent, so intervals are clustered by
-    image. Trials drawn more often than their share of the population weigh less.
+    image. Where the images are given and no sample of others, trials are independent and intervals
+    are about these images. Trials drawn more often than their share of the population weigh less.
 
     Attributes:
         contents: what the store holds.
@@ -175,7 +176,7 @@ class CampaignResult:
     def _rate(self, happened: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Rate:
         tallies = self.contents.tallies
         return weighted_rate(
-            tallies.image[chosen],
+            None if self.spec.split == "given" else tallies.image[chosen],
             happened[chosen],
             tallies.trials[chosen],
             tallies.weight[chosen],

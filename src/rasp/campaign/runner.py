@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rasp import threads
 from rasp.campaign import result
 from rasp.campaign.executors import InProcess
-from rasp.campaign.rounds import Rounds, reached
 from rasp.campaign.job import Job, Task, Worker
+from rasp.campaign.rounds import Rounds, reached
 from rasp.campaign.spec import CampaignSpec
 from rasp.campaign.store import CHUNK, ImageFacts, StratumFacts, open_or_create
 from rasp.errors import ConfigError

@@ -38,7 +38,8 @@ class CampaignSpec(BaseModel):
         network_digest: digest of the lowered network that runs.
         model: label of the network ("lenet5"), for readers.
         data: data set ("digits").
-        split: the split the images are from.
+        split: the split the images are from; ``given`` where they are no sample of other images and
+            rates are about them.
         images: number of images faults are drawn on.
         format: number format the network runs in.
         accelerator: name of the accelerator's configuration.
@@ -74,7 +75,7 @@ class CampaignSpec(BaseModel):
     network_digest: Name
     model: Name
     data: Name
-    split: Literal["train", "validation", "test"] = "test"
+    split: Literal["train", "validation", "test", "given"] = "test"
     images: Annotated[int, Field(gt=0)]
     format: Literal["fp32", "fp16", "int8"]
     accelerator: Name

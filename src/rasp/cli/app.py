@@ -20,6 +20,7 @@ from rasp.runs import Interrupted
 
 if TYPE_CHECKING:
     from rasp.statistics import Rate
+    from rasp.verbs import LayerInjected
 
 GATE_FAILED = 1
 MISSING = 3
@@ -67,6 +68,13 @@ Model = Annotated[
     str,
     typer.Option(
         help="Zoo name, checkpoint directory, package.module:factory, torchvision:NAME, timm:NAME."
+    ),
+]
+Injectable = Annotated[
+    str,
+    typer.Option(
+        help="Zoo name, checkpoint directory, package.module:factory, torchvision:NAME, timm:NAME; "
+        "rtl:FOLDER#LAYER for a layer of RTL records with its one input."
     ),
 ]
 Weights = Annotated[
@@ -320,7 +328,7 @@ def quantize(
 @app.command()
 def inject(
     *,
-    model: Model,
+    model: Injectable,
     format: Format = None,  # noqa: A002
     trials: Annotated[int, typer.Option(help="Faults to inject.")] = 10_000,
     images: Annotated[int, typer.Option(help="Test images to inject them in.")] = 200,
@@ -362,6 +370,26 @@ def inject(
     from rasp import verbs
 
     models = dict(map(_fault_model, fault_model)) if fault_model else None
+    if model.startswith("rtl:"):
+        own = {"--weights": weights, "--data": data, "--layer": layer, "--name": name}
+        if given := [option for option, value in own.items() if value]:
+            raise ConfigError(f"A recorded layer has its own tensors. Leave {given[0]} out.")
+        with Console(json_output=json) as console:
+            result = verbs.inject_layer(
+                model,
+                format=format,
+                trials=trials,
+                faults=faults,
+                fault_models=models,
+                accelerator=accelerator,
+                confidence=confidence,
+                out=out,
+                seed=seed,
+                device=device,
+                progress=console.progress,
+            )
+        _show_layer(console, result)
+        return
     with Console(json_output=json) as console:
         found = verbs.inject(
             model,
@@ -522,6 +550,23 @@ def main() -> None:
 
 def _facts(*facts: tuple[str, Path | str | int | Rate]) -> Table:
     return Table(["", ""], [[name, str(value)] for name, value in facts])
+
+
+def _show_layer(console: Console, found: LayerInjected) -> None:
+    rows = [[name, str(rate)] for name, rate in found.by_model.items()]
+    console.result(
+        found.to_dict(),
+        Table(
+            ["fault model", ">changes an output"], [*rows, ["all", str(found.changed)]], notes=[""]
+        ),
+        _facts(
+            ("run", found.out),
+            (f"cycles of layer {found.layer} on {found.accelerator}", f"{found.window:,}"),
+            ("hits a live value", found.activity),
+            ("intervals", "about this one input"),
+            ("seed", found.spec["seed"]),
+        ),
+    )
 
 
 def _fault_model(text: str) -> tuple[str, float]:

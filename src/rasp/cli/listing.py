@@ -58,13 +58,32 @@ def _accelerators() -> dict[str, str]:
 
 def _registers() -> dict[str, str]:
     from rasp.nvdla.config import load
+    from rasp.nvdla.layout import shares, steering
     from rasp.nvdla.registers import registers
 
-    return {
-        entry.name: f"{entry.kind}, {entry.flip_flops} flip-flops on nv_small; of random upsets in "
-        f"its RTL {entry.measured.sdc:.1%} change outputs, {entry.measured.hang:.1%} hang"
-        for entry in registers(load("nv_small"))
+    small = load("nv_small")
+    models: dict[str, dict[str, float]] = {}
+    for field, bits in shares(small):
+        groups = models.setdefault(field.cls, {})
+        groups[field.group] = groups.get(field.group, 0.0) + bits
+    steer = steering(small)
+
+    def line(name: str, flip_flops: float) -> str:
+        parts = models.get(name, {}) | {"control": steer.get(name, 0.0)}
+        placed = ", ".join(f"{bits:.0f} {part}" for part, bits in parts.items() if bits)
+        return f"{flip_flops} flip-flops on nv_small ({placed})"
+
+    found = {
+        entry.name: f"{entry.kind}, {line(entry.name, entry.flip_flops)}; of random upsets in its "
+        f"RTL {entry.measured.sdc:.1%} change outputs, {entry.measured.hang:.1%} hang"
+        for entry in registers(small)
     }
+    total = sum(entry.flip_flops for entry in registers(small))
+    drawn = sum(sum(parts.values()) for parts in models.values())
+    found["all"] = (
+        f"{total} flip-flops: {drawn:.0f} in fault models, {sum(steer.values()):.0f} control"
+    )
+    return found
 
 
 def _data() -> dict[str, str]:

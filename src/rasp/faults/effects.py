@@ -2,9 +2,9 @@
 
 In int8 the arithmetic is that of the RTL: the MAC cell's sum, the adder, its saturation after every
 atom, the running sum and the result in their own widths, and the SDP by the arithmetic's
-``finish``. Golden running sums are below 2**31, so the accumulator saturates only after an upset.
-In fp16 and fp32 the reach is the same and sums have the 32 bits of fp32: an arithmetic model, not
-the bits of NVDLA's floating-point accumulator.
+``convert``, register by register where one of it is hit. Golden running sums are below 2**31, so
+the accumulator saturates only after an upset. In fp16 and fp32 the reach is the same and sums have
+the 32 bits of fp32: an arithmetic model, not the bits of NVDLA's floating-point accumulator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rasp.faults.bits import drive, flip, flip_sum
-from rasp.faults.operands import Operands, tensor
+from rasp.faults.operands import Operands, tensor, wide
+from rasp.faults.sdp import EFFECTS, convert_hit
 from rasp.faults.sites import Integers, SparseChange
 from rasp.faults.stale import last_activation, last_weight
 from rasp.nvdla.mapping import Atom, Outputs
@@ -58,7 +59,7 @@ class Upsets:
 
 
 class SumChange(NamedTuple):
-    """New results of output elements as they leave the accumulator, arrays of one length.
+    """New results of output elements, as they leave the accumulator or are stored.
 
     ``kernel`` counts the result lanes: beyond the layer's kernels they are lanes nobody uses.
     """
@@ -100,9 +101,7 @@ def change_sums(upsets: Upsets, values: LayerValues) -> SumChange:
     context = values.context
     operands = Operands(values)
     at = _elements(context, upsets, values)
-    last = context.conv.conv.K - 1
-    golden = values.sums(at.row, at.kernel.clamp(max=last), at.pixel).to(operands.wide)
-    golden = torch.where(at.kernel <= last, golden, torch.zeros_like(golden))
+    golden = _golden(values, at)
     effect = upsets.signal.effect
     if effect in _OPERANDS:
         faulty = golden + _operand_change(context, upsets, operands, at)
@@ -123,6 +122,28 @@ def change_sums(upsets: Upsets, values: LayerValues) -> SumChange:
     return SumChange(at.row, at.kernel, at.pixel, golden, faulty)
 
 
+def change_stored(upsets: Upsets, values: LayerValues) -> SumChange:
+    """Stored outputs that ``n`` upsets of the SDP change, and some they leave as they were.
+
+    Args:
+        upsets: what is hit, with an effect of :data:`~rasp.faults.sdp.EFFECTS`.
+        values: golden values of the layer for ``n`` trials.
+    """
+    context = values.context
+    at = _elements(context, upsets, values)
+    results = _delivered(context, _golden(values, at))
+    golden = context.arithmetic.convert(context.conv, results, at.kernel)
+    faulty = convert_hit(context, upsets.signal.effect, results, at.kernel, at.bit)
+    return SumChange(at.row, at.kernel, at.pixel, golden, faulty)
+
+
+def _golden(values: LayerValues, at: _Elements) -> Tensor:
+    """Golden sums of elements, 0 in lanes without a kernel, in the type they are computed in."""
+    last = values.context.conv.conv.K - 1
+    golden = values.sums(at.row, at.kernel.clamp(max=last), at.pixel).to(wide(values.context))
+    return torch.where(at.kernel <= last, golden, torch.zeros_like(golden))
+
+
 def _delivered(context: LayerContext, sums: Tensor) -> Tensor:
     """Sums as the SDP gets them, in the type they came in."""
     return context.arithmetic.deliver(context.conv, sums).to(sums.dtype)
@@ -137,11 +158,9 @@ def change_outputs(upsets: Upsets, values: LayerValues) -> SparseChange:
     """
     context = values.context
     shape = context.conv.conv
-    if upsets.signal.effect == "output":
-        at = _elements(context, upsets, values)
-        at = at.pick(at.kernel < shape.K)
-        value = flip(values.output(at.row, at.kernel, at.pixel), at.bit)
-        return SparseChange(at.row, at.kernel * shape.pixels + at.pixel, value)
+    if upsets.signal.effect in EFFECTS:
+        row, kernel, pixel, _, faulty = change_stored(upsets, values)
+        return SparseChange(row, kernel * shape.pixels + pixel, faulty)
     change = change_sums(upsets, values)
     different = (change.golden != change.faulty) & (change.kernel < shape.K)
     row, kernel, pixel, _, faulty = (column[different] for column in change)

@@ -6,13 +6,16 @@ from rasp.errors import unknown_name
 from rasp.faults.context import FaultModel, LayerContext
 from rasp.faults.control import StreamShift, StripeRandom
 from rasp.faults.fidelity import Input, Input16, OutputBitFlip, OutputRandom, Weight, Weight16
-from rasp.faults.registers import REGISTER_MODELS, nvdla_mix
+from rasp.faults.registers import RegisterModel, nvdla_mix
+from rasp.faults.writes import BufferWrite
+from rasp.nvdla.layout import GROUPS
 
 __all__ = [
     "CONTROL_MODELS",
     "FAULT_MODELS",
     "FIDELITY_MIX",
     "FIDELITY_MODELS",
+    "REGISTER_MODELS",
     "FaultModel",
     "LayerContext",
     "fault_model",
@@ -24,6 +27,11 @@ FIDELITY_MODELS: dict[str, FaultModel] = {
     for model in (Input(), Weight(), Input16(), Weight16(), OutputBitFlip(), OutputRandom())
 }
 """FIdelity's models by the names its authors gave them."""
+
+REGISTER_MODELS: dict[str, FaultModel] = {
+    name: BufferWrite() if name == "BUFFER_WRITE" else RegisterModel(name) for name in GROUPS
+}
+"""The groups of NVDLA's registers by name."""
 
 CONTROL_MODELS: dict[str, FaultModel] = {
     model.name: model for model in (StreamShift(), StripeRandom())

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from rasp.faults.context import LayerContext
     from rasp.faults.sites import Integers
     from rasp.faults.values import LayerValues
 
@@ -26,6 +27,11 @@ def tensor(values: Integers, like: Tensor | LayerValues) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(like.device)
 
 
+def wide(context: LayerContext) -> torch.dtype:
+    """Type that sums are computed in."""
+    return torch.int64 if context.arithmetic.format == "int8" else torch.float32
+
+
 class Operands:
     """Inputs and weights of one layer, by output element.
 
@@ -39,7 +45,7 @@ class Operands:
         self._shape = context.conv.conv
         self._weights = context.arithmetic.operands(context.conv).to(values.device)
         self._lanes = context.mapping.atoms.channels
-        self.wide = torch.int64 if context.arithmetic.format == "int8" else torch.float32
+        self.wide = wide(context)
 
     def activation(
         self, row: Tensor, group: Tensor, channel: Tensor, r: Tensor, s: Tensor, pixel: Tensor

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from rasp.errors import ConfigError
+from rasp.errors import ConfigError, unknown_name
 from rasp.network.graph import Conv, Flatten, Input, Network
 from rasp.network.int8_ops import HIGH, LOW, Converter, Int8Arithmetic, Int8Layer
 from rasp.nvdla.shapes import ConvShape
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Element = tuple[int, int, int, int | None, int | None]
 """A changed value: result lane, row, column, golden, faulty."""
+
+RTL = "rtl:"
+"""What the name of a recorded layer begins with."""
 
 LAYERS = "layers.json"
 """Name of the file beside the records."""
@@ -128,6 +131,22 @@ def read_layers(records: str | Path) -> tuple[str, dict[str, RtlLayer]]:
     if not isinstance(entries, dict):
         raise ConfigError(f"'{path}' must be an object of layers by name.")
     return str(path.parent), {name: _layer(path, name, entry) for name, entry in entries.items()}
+
+
+def open_layer(name: str) -> RtlLayer:
+    """The layer that ``rtl:FOLDER#LAYER`` names; the folder's ``layers.json`` may be named too.
+
+    Raises:
+        ConfigError: the text is not of this form, or there is no such layer.
+    """
+    place, separator, layer = name.removeprefix(RTL).rpartition("#")
+    if not (name.startswith(RTL) and separator and place and layer):
+        raise ConfigError(f"A recorded layer is named {RTL}FOLDER#LAYER, got '{name}'.")
+    path = Path(place)
+    _, known = read_layers(path if path.name == LAYERS else path / LAYERS)
+    if layer not in known:
+        raise unknown_name("layer", layer, known)
+    return known[layer]
 
 
 def read_records(path: str | Path) -> Iterator[Record | str]:

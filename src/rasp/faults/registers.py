@@ -133,10 +133,6 @@ class RegisterModel(FaultModel):
         ]
 
 
-REGISTER_MODELS = {name: RegisterModel(name) for name in GROUPS}
-"""The register-level fault models by name."""
-
-
 class _Bits(NamedTuple):
     """Bits of the registers of a model, one array entry each, group by group.
 

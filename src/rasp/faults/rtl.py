@@ -9,7 +9,7 @@ and int8 outputs and all their values have to be equal.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,23 +17,27 @@ import torch
 
 from rasp.errors import ConfigError
 from rasp.faults.context import LayerContext
-from rasp.faults.effects import Upsets, change_sums
+from rasp.faults.effects import Upsets, change_stored, change_sums
+from rasp.faults.recorded import Recorded
 from rasp.faults.records import Record, read_layers, read_records
+from rasp.faults.sdp import EFFECTS
 from rasp.faults.values import LayerValues
 from rasp.nvdla.config import load
 from rasp.nvdla.mapping import Mapping
 from rasp.nvdla.registers import CLASSES
-from rasp.nvdla.signals import locate
+from rasp.nvdla.signals import MODELLED, locate
 from rasp.nvdla.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from rasp.faults.effects import SumChange
     from rasp.faults.records import Element, RtlLayer
     from rasp.faults.sites import Integers
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.nvdla.signals import Signal
+    from rasp.statistics import Rate
 
 _ROWS = 512  # records that go through the engine at once
 _WIDTHS = {
@@ -60,10 +64,11 @@ class ClassCount(NamedTuple):
 
 
 class Unmodelled(NamedTuple):
-    """Records nothing is said about, and why."""
+    """Records nothing is said about, and why; ``register`` is named where its class is modelled."""
 
     layer: str
     register_class: str
+    register: str
     reason: str
     records: int
 
@@ -90,6 +95,7 @@ class RtlReport:
         unmodelled: records without a prediction.
         malformed: file, line and reason of lines that are no record.
         mismatches: the records that differ.
+        changed: share of upsets that change an output of each layer, by flip-flops.
     """
 
     files: tuple[str, ...]
@@ -97,6 +103,7 @@ class RtlReport:
     unmodelled: tuple[Unmodelled, ...]
     malformed: tuple[str, ...]
     mismatches: tuple[Mismatch, ...]
+    changed: dict[str, Rate]
 
     @property
     def total(self) -> ClassCount:
@@ -121,11 +128,16 @@ class RtlReport:
         """One line for each reason of having no prediction, bad line and mismatch."""
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for entry in self.unmodelled:
-            reasons[entry.reason][entry.register_class] += entry.records
+            name = f"{entry.register_class} {entry.register}".rstrip()
+            reasons[entry.reason][name] += entry.records
         return (
             *(
                 f"{reason}: {', '.join(f'{name} {n}' for name, n in sorted(classes.items()))}"
                 for reason, classes in reasons.items()
+            ),
+            *(
+                f"layer {layer}: {rate} of datapath upsets change an output, by flip-flops"
+                for layer, rate in self.changed.items()
             ),
             *(f"malformed: {line}" for line in self.malformed),
             *(
@@ -145,6 +157,7 @@ class RtlReport:
             "classes": [count._asdict() for count in self.classes],
             "unmodelled": [entry._asdict() for entry in self.unmodelled],
             "malformed": list(self.malformed),
+            "changed": {layer: asdict(rate) for layer, rate in self.changed.items()},
             "files": list(self.files),
         }
 
@@ -158,8 +171,9 @@ class _Located(NamedTuple):
 class _Gathered:
     """Records of all files by folder and layer."""
 
+    recorded: Recorded
     counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
     layers: dict[_Key, RtlLayer] = field(default_factory=dict)
     located: dict[_Key, list[_Located]] = field(default_factory=lambda: defaultdict(list))
@@ -167,7 +181,7 @@ class _Gathered:
 
 
 def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
-    into = _Gathered()
+    into = _Gathered(Recorded(config))
     for path in files:
         folder, known = read_layers(path)
         for found in read_records(path):
@@ -178,15 +192,17 @@ def _gather(files: Iterable[str], config: AcceleratorConfig) -> _Gathered:
             into.counts[found.cls] += 1
             if found.layer not in known:
                 reason = f"layer {found.layer} is not in layers.json"
-                into.reasons[found.layer, found.cls, reason] += 1
+                into.reasons[found.layer, found.cls, "", reason] += 1
                 continue
             key = (folder, found.layer)
             into.layers[key] = known[found.layer]
             if found.observed is not None:
                 into.observed[key].append(found)
             signal = _locate(found, config)
+            into.recorded.add(found, modelled=not isinstance(signal, str))
             if isinstance(signal, str):
-                into.reasons[found.layer, found.cls, signal] += 1
+                register = found.var if found.cls in MODELLED else ""
+                into.reasons[found.layer, found.cls, register, signal] += 1
             else:
                 into.located[key].append(_Located(found, signal))
     return into
@@ -217,7 +233,7 @@ def check(files: Iterable[str | Path], *, accelerator: str = "nv_small") -> RtlR
             differing = _check_layer(layer, config, entries, gathered.observed[key])
         except _NoTimelineError as error:
             for entry in entries:
-                reasons[key[1], entry.record.cls, str(error)] += 1
+                reasons[key[1], entry.record.cls, "", str(error)] += 1
             continue
         modelled.update(entry.record.cls for entry in entries)
         mismatches += differing
@@ -239,6 +255,7 @@ def check(files: Iterable[str | Path], *, accelerator: str = "nv_small") -> RtlR
         unmodelled=tuple(Unmodelled(*key, records) for key, records in sorted(reasons.items())),
         malformed=tuple(gathered.malformed),
         mismatches=tuple(mismatches),
+        changed=gathered.recorded.rates,
     )
 
 
@@ -349,15 +366,25 @@ def _predict(
     rows = len(entries)
     with torch.inference_mode():
         one = LayerValues.of(context, layer.x)
-        change = change_sums(upsets, replace(one, image=one.image.expand(rows)))
-        different = change.golden != change.faulty
-        row, kernel, pixel, golden, faulty = (values[different] for values in change)
-        before = arithmetic.convert(context.conv, golden, kernel).tolist()
-        after = arithmetic.convert(context.conv, faulty, kernel).tolist()
-    columns = (values.tolist() for values in (row, kernel, pixel, golden, faulty))
-    for i, k, p, old, new, out, wrong in zip(*columns, before, after, strict=True):
-        y, x = divmod(p, shape.Wo)
-        predictions[i].sums.add((k, y, x, old, new))
-        if out != wrong:
-            predictions[i].outputs.add((k, y, x, out, wrong))
+        values = replace(one, image=one.image.expand(rows))
+        if kind.effect in EFFECTS:
+            stored = change_stored(upsets, values)
+        else:
+            change = change_sums(upsets, values)
+            stored = change._replace(
+                golden=arithmetic.convert(context.conv, change.golden, change.kernel),
+                faulty=arithmetic.convert(context.conv, change.faulty, change.kernel),
+            )
+            for i, element in _different(change, shape.Wo):
+                predictions[i].sums.add(element)
+    for i, element in _different(stored, shape.Wo):
+        predictions[i].outputs.add(element)
     return predictions
+
+
+def _different(change: SumChange, columns: int) -> Iterator[tuple[int, Element]]:
+    """Row and element of what changed."""
+    kept = change.golden != change.faulty
+    found = (values[kept].tolist() for values in change)
+    for row, kernel, pixel, golden, faulty in zip(*found, strict=True):
+        yield row, (kernel, *divmod(pixel, columns), golden, faulty)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rasp.nvdla.config import load
+from rasp.nvdla.drain import QUEUES
 from rasp.nvdla.registers import registers
 from rasp.nvdla.signals import Signal
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rasp.nvdla.signals import Effect, When
 
 GROUPS = {
+    "BUFFER_WRITE": "input or weight on its way into the buffer, all its uses",
     "ACTIVATION_SHARED": "activation on its way, all kernels of the group",
     "ACTIVATION_HALF": "activation in CMAC A or B, half of the kernels",
     "ACTIVATION_CELL": "activation copy of one MAC cell",
@@ -47,7 +49,7 @@ class Field(NamedTuple):
         group: one of :data:`GROUPS`.
         cls: register class.
         signal: what inverting a bit does, with the stage.
-        kernels: :attr:`Signal.kernel` of each copy.
+        kernels: :attr:`Signal.kernel` of each copy; number of a register that writes the buffer.
         lanes: channel lanes of a copy.
         width: bits of a lane.
         words: registers of this kind, alike in all that matters here.
@@ -88,7 +90,7 @@ class _Build:
         self.cells = tuple(range(lanes))
         half = lanes // 2
         self.word = {"int8": 8, "fp16": 16, "fp32": 32}[format]
-        integer = format == "int8"
+        self.integer = integer = format == "int8"
         self.product = path.mac_bits if integer else 32
         self.sum = path.sum_bits if integer else 32
         self.partial = path.partial_bits if integer else 32
@@ -104,12 +106,20 @@ class _Build:
         self.drain = tuple(range(config.sdp_throughput))
 
     def fields(self) -> Iterator[Field]:
+        yield from self._writes()
         yield from self._activations()
         yield from self._weights()
         yield from self._sums()
         yield from self._masks()
         yield from self._valids()
         yield from self._outputs()
+
+    def _writes(self) -> Iterator[Field]:
+        # a port for inputs and one for weights, then a register for every half of the 32 banks
+        for stage, count in ((0, 2), (1, 64)):
+            signal = Signal("stored", "written", stage)
+            copies = tuple(range(count))
+            yield Field("BUFFER_WRITE", "cbuf_wr_data", signal, copies, self.channels, self.word)
 
     def _activations(self) -> Iterator[Field]:
         def field(
@@ -265,15 +275,43 @@ class _Build:
         yield field("cacc_cell_ctl", 11)._replace(signal=Signal("none"))
 
     def _outputs(self) -> Iterator[Field]:
-        live: tuple[tuple[str, Effect, int, int, int], ...] = (
-            ("sdp_data", "final", 30, self.final, 1228),
-            ("sdp_wdma_data", "output", 4, self.word, 612),
-        )
-        # words that carry a value, from the rates on layer A; the rest is idle or waits for the bus
-        for cls, effect, words, width, idle in live:
-            signal = Signal(effect, "result", 16, "element", when="last")
-            yield Field("SDP_OUTPUT", cls, signal, self.drain, 1, width, words)
-            yield Field("SDP_OUTPUT", cls, Signal("none"), (0,), 1, 1, idle)
+        def field(
+            effect: Effect,
+            stage: int,
+            width: int,
+            kernels: tuple[int, ...] = self.drain,
+            held: Held = "result",
+            lanes: int = 1,
+            cls: str = "sdp_data",
+        ) -> Field:
+            signal = Signal(effect, held, stage, "element", when="last")
+            return Field("SDP_OUTPUT", cls, signal, kernels, lanes, width)
+
+        def idle(cls: str, bits: int) -> Field:
+            return Field("SDP_OUTPUT", cls, Signal("none"), (0,), 1, 1, bits)
+
+        def width(bits: int) -> int:
+            return bits if self.integer else 32
+
+        for stage in (16, 17, 18, 19):
+            yield field("result", stage, self.final)
+        yield field("bias", 18, 16 if self.integer else self.word, self.cells, "operand")
+        yield field("operand", 19, self.final)
+        yield field("biased", 20, width(33))
+        yield field("saturated", 21, self.final)
+        yield field("rectified", 22, self.final)
+        yield field("rectified", 23, self.final)
+        yield field("offset", 24, width(33))
+        yield field("scaled", 25, width(49))
+        yield field("shifted", 26, width(17))
+        yield field("output", 27, self.word)
+        yield field("output", 28, self.word, self.cells, "packed")
+        # skid registers, the bypassed multiplier and BN unit, the way from memory and to the PDP
+        yield idle("sdp_data", 1597)
+        memory = "sdp_wdma_data"
+        yield field("output", 28, self.word, self.cells, "queued", QUEUES, memory)
+        yield field("output", 29, self.word, self.cells, "word", 1, memory)
+        yield idle(memory, 322)
 
 
 def fields(config: AcceleratorConfig, format: str = "int8") -> tuple[Field, ...]:  # noqa: A002
@@ -311,3 +349,23 @@ def flip_flops(config: AcceleratorConfig) -> dict[str, float]:
     for share in shares(config):
         totals[share.field.group] += share.flip_flops
     return totals
+
+
+def steering(config: AcceleratorConfig) -> dict[str, float]:
+    """Flip-flops of each register class that hold no value of the datapath.
+
+    Those of the control classes, but for the valid bits among them, and the few elsewhere that
+    mark the end of a stripe or a layer. With :func:`flip_flops` they add up to all classes.
+
+    Example:
+        >>> rest = steering(load("nv_small"))
+        >>> rest["cacc_ctl"], rest["sdp_data"], sum(rest.values())
+        (190.0, 3.0, 21982.0)
+        >>> sum(rest.values()) + sum(flip_flops(load("nv_small")).values())
+        44299.0
+    """
+    rest = {register.name: float(register.flip_flops) for register in registers(config)}
+    for share in shares(config):
+        if share.field.cls in rest:
+            rest[share.field.cls] -= share.flip_flops
+    return {name: round(count, 6) for name, count in rest.items() if round(count, 6)}

@@ -28,9 +28,22 @@ the running sum, ``final`` the 32-bit result, ``output`` a value in the SDP, and
 on its way into the convolution buffer.
 """
 
-Held = Literal["atom", "loading", "shadow", "active", "result"]
-"""How long: one atom's cycle, one kernel's load cycle, until the next package, a stripe, or one
-result's cycle in the SDP."""
+Held = Literal[
+    "written",
+    "atom",
+    "loading",
+    "shadow",
+    "active",
+    "result",
+    "operand",
+    "packed",
+    "word",
+    "queued",
+]
+"""How long: the cycle a word is written in, one atom's cycle, one kernel's load cycle, until the
+next package, a stripe; in the SDP one result's cycle, until its result comes, until its pixel is
+complete, one cycle of a complete pixel, or that in one of :data:`~rasp.nvdla.drain.QUEUES` queues.
+"""
 
 
 class Shares(NamedTuple):
@@ -92,7 +105,7 @@ _SCALES: dict[str, Callable[[AcceleratorConfig, Atoms], float]] = {
 _CLASSES: dict[str, _Class] = {
     "cbuf_dat_rd": _Class("datapath", "word", 0.138, 0.0, "activation", "group", "atom"),
     "cbuf_wt_rd": _Class("datapath", "word", 0.278, 0.0, "weight", "stripe", "loading"),
-    "cbuf_wr_data": _Class("datapath", "word", 0.002, 0.0, "memory"),
+    "cbuf_wr_data": _Class("datapath", "word", 0.002, 0.0, "memory", None, "written"),
     "cbuf_ctl": _Class("control", "none", 0.026, 0.0),
     "csc_dl_data": _Class("datapath", "word", 0.084, 0.0, "activation", "group", "atom"),
     "csc_dl_out_ab": _Class("datapath", "word", 0.428, 0.0, "activation", "half", "atom"),

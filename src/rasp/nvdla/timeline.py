@@ -8,11 +8,13 @@ stage 4 on and become active with the first atom of their own package. Measured 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 from rasp.nvdla.cycles import LEAST_WEIGHT_CYCLES
+from rasp.nvdla.drain import DRAINED, Drain
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -228,7 +230,7 @@ class Timeline:
             cycle: cycles of the upsets.
             stage: pipeline stage of each register.
             kernel: kernel lane of each register, as :class:`~rasp.nvdla.signals.Signal` has it.
-            lane: channel lane, the byte of the word on the weight bus.
+            lane: channel lane, the byte of the word on the weight bus, the queue to memory.
 
         Returns:
             For weights the first atom they are multiplied in from that cycle on.
@@ -238,8 +240,8 @@ class Timeline:
         )
         if signal.held == "atom":
             return Resident(self.atom(at - stages), cell, channel)
-        if signal.held == "result":
-            return self._result(at - stages, cell)
+        if signal.held in DRAINED:
+            return self._result(signal, at - stages, cell, channel)
         if signal.held == "active":
             package, position = self.active(at, cell)
             return Resident(
@@ -258,20 +260,25 @@ class Timeline:
             package, cell, channel = self.word(package, cell, channel)
         return Resident(np.where(package >= 0, self.first[package], -1), cell, channel)
 
-    def _result(self, cycle: Indices, lane: Indices) -> Resident:
-        """Results that leave the SDP lane by lane, as many at once as it takes."""
+    @cached_property
+    def _finals(self) -> Indices:
+        """Number of the last atom of every pixel in the order they are finished."""
         mapping = self._mapping
-        lanes, shape = mapping.atoms.kernels, mapping.shape
-        width = mapping.config.sdp_throughput
-        turns = -(-lanes // width)
-        pass_, rest = np.divmod(cycle, turns * shape.pixels)
-        pixel, turn = np.divmod(rest, turns)
-        group, kgroup = np.divmod(pass_, len(mapping.kernel_groups))
-        kernel = turn * width + lane
-        live = (cycle >= 0) & (group < shape.groups) & (kernel < lanes)
+        shape, groups = mapping.shape, len(mapping.kernel_groups)
         last = (len(mapping.channel_blocks) - 1, shape.R - 1, shape.S - 1)
-        atom = mapping.index(kgroup, *last, pixel, group=group)
-        return Resident(np.where(live, atom, -1), kernel, np.zeros_like(kernel))
+        passes, pixel = np.divmod(np.arange(shape.groups * groups * shape.pixels), shape.pixels)
+        group, kgroup = np.divmod(passes, groups)
+        return mapping.index(kgroup, *last, pixel, group=group)
+
+    @cached_property
+    def _drain(self) -> Drain:
+        package = np.searchsorted(self.first, self._finals, side="right") - 1
+        return Drain(self._mapping, self.starts[package] + self._finals - self.first[package])
+
+    def _result(self, signal: Signal, cycle: Indices, kernel: Indices, queue: Indices) -> Resident:
+        pixel, lane = self._drain.resident(signal.held, cycle, kernel, queue)
+        atom = np.where(pixel >= 0, self._finals[np.maximum(pixel, 0)], -1)
+        return Resident(atom, lane, np.zeros_like(lane))
 
     @staticmethod
     def _since(starts: Indices, cycle: Indices) -> tuple[Indices, Indices]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from rasp.verbs._fit import Fit, fit
 from rasp.verbs._inject import Injected, inject
+from rasp.verbs._layer import LayerInjected, inject_layer
 from rasp.verbs._prune import Pruned, prune
 from rasp.verbs._quantize import Quantized, quantize
 from rasp.verbs._report import Reported, report
@@ -18,6 +19,7 @@ __all__ = [
     "Evaluated",
     "Fit",
     "Injected",
+    "LayerInjected",
     "Pruned",
     "Quantized",
     "Reported",
@@ -25,6 +27,7 @@ __all__ = [
     "evaluate",
     "fit",
     "inject",
+    "inject_layer",
     "prune",
     "quantize",
     "report",

@@ -8,7 +8,7 @@ from pathlib import Path  # noqa: TC003  pydantic reads it
 from rasp.analysis.fit import Interval, Part, control, duty
 from rasp.errors import ConfigError
 from rasp.nvdla import config
-from rasp.nvdla.layout import flip_flops
+from rasp.nvdla.layout import flip_flops, steering
 from rasp.nvdla.registers import registers
 from rasp.report import arms
 from rasp.statistics import Rate  # noqa: TC001  pydantic reads it
@@ -110,7 +110,7 @@ def fit(
             "sdc1",
             any(entry.estimated for entry in found),
         ),
-        *control(found, arm.sdc1.confidence),
+        *control(found, steering(accelerator), arm.sdc1.confidence),
     ]
     raw = [raw_fit_per_mbit] * len(parts)
     if memory_run is not None:
@@ -178,7 +178,11 @@ def _footnotes(arm: arms.Arm, parts: list[Part]) -> tuple[str, ...]:
         notes.append(f"{arm.accelerator} has no {arm.format} datapath: an arithmetic model.")
     if any(part.estimated for part in parts):
         notes.append("* flip-flops scaled from nv_small, not counted.")
-    notes.append("Registers that write the convolution buffer or wait idle are in no part.")
+    total = sum({part.name: part.bits for part in parts if part.name != "memory"}.values())
+    notes.append(
+        f"Datapath and control are all {total:,.0f} flip-flops that 'rasp ls registers' counts."
+    )
+    notes.append("Buffer writes, in the datapath: each input and weight is written once a layer.")
     if not any(part.name == "memory" for part in parts):
         notes.append("Memories are left out (taken as protected by ECC).")
     return tuple(notes)

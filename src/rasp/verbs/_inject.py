@@ -87,9 +87,8 @@ def inject(
     from rasp.nvdla import config
 
     check_run(seed, device)
-    _check_faults(faults, fault_models)
-    by_population = {"fidelity": "cycles", "nvdla": "window", "memory": "storage"}
-    shares = layer_weights or ("cycles" if fault_models else by_population[faults])
+    check_faults(faults, fault_models)
+    shares = layer_weights or shares_of_layers(faults, fault_models)
     loading.check_format(format)
     for option, value in (("--trials", trials), ("--images", images)):
         if value < 1:
@@ -161,7 +160,14 @@ def inject(
     return Injected(out=target, arm=arm)
 
 
-def _check_faults(faults: str, weights: Mapping[str, float] | None) -> None:
+def shares_of_layers(faults: str, fault_models: Mapping[str, float] | None) -> str:
+    """What a layer's share goes by in each population."""
+    by_population = {"fidelity": "cycles", "nvdla": "window", "memory": "storage"}
+    return "cycles" if fault_models else by_population[faults]
+
+
+def check_faults(faults: str, weights: Mapping[str, float] | None) -> None:
+    """Refuse a population or fault model that does not exist."""
     from rasp.faults.models import fault_model
     from rasp.faults.population import MIXES
 

@@ -8,9 +8,8 @@ import torch
 from scipy import stats
 
 from rasp.faults.context import LayerContext
-from rasp.faults.models import FAULT_MODELS, nvdla_mix
+from rasp.faults.models import FAULT_MODELS, REGISTER_MODELS, nvdla_mix
 from rasp.faults.population import Stratum
-from rasp.faults.registers import REGISTER_MODELS
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Conv, Flatten, Input, Network
 from rasp.network.int8_ops import Int8Arithmetic
@@ -46,12 +45,22 @@ def context(number_format="int8", accelerator="nv_small", shape=SHAPE):
     return LayerContext(network.layers[0], network.arithmetic, load(accelerator))
 
 
+def hits(sites):
+    return (sites.kernel >= 0) | (sites.pixel >= 0)
+
+
 def test_the_layout_counts_the_flip_flops_of_nv_small():
     small = load("nv_small")
     bits: dict[str, int] = {}
     for field in fields(small):
         bits[field.cls] = bits.get(field.cls, 0) + field.bits
-    control = {"csc_dl_mask": 8, "cmac_ctl_active": 14, "cmac_ctl_out": 94}
+    control = {
+        "csc_dl_mask": 8,
+        "cmac_ctl_active": 14,
+        "cmac_ctl_out": 94,
+        "sdp_data": 3,
+        "sdp_wdma_data": 2,
+    }
     for name, count in bits.items():
         assert count + control.get(name, 0) == small.flip_flops[name], name
 
@@ -88,16 +97,14 @@ def test_live_draws_are_as_frequent_as_live_flip_flops_and_cycles(name):
         copy = field.bits // field.words
         position, cycle = (grid.ravel() for grid in np.mgrid[:copy, :window])
         sites = model.sites(layer, np.full(position.size, number), position, cycle)
-        live.append(flops * float((sites.kernel >= 0).mean()))
+        live.append(flops * float(hits(sites).mean()))
     total = sum(flops for _, flops in layout)
     expected = np.array([*live, total - sum(live)]) / total
 
     draws = 20_000
     sites = model.draw(layer, words(1, name, 0, draws, 8))
 
-    found = np.bincount(
-        np.where(sites.kernel >= 0, sites.value, len(layout)), minlength=len(layout) + 1
-    )
+    found = np.bincount(np.where(hits(sites), sites.value, len(layout)), minlength=len(layout) + 1)
     assert not found[expected == 0].any()
     kept = expected > 0
     assert 0 < expected[-1] < 1
@@ -117,7 +124,7 @@ def test_every_model_replays_in_every_format(name, number_format, accelerator):
     sites, outcomes = head.run(Stratum("layer", name, 1.0), image, drawn)
     again = head.run(Stratum("layer", name, 1.0), image[200:], drawn[200:])[1]
 
-    assert not outcomes.changed[sites.kernel < 0].any()
+    assert not outcomes.changed[~hits(sites)].any()
     assert np.array_equal(outcomes.changed[200:], again.changed)
     if name in ("MAC_SUM", "ACTIVATION_CELL", "ACCUMULATOR_SUM", "WEIGHT_ACTIVE"):
         assert outcomes.changed.any()
@@ -128,6 +135,7 @@ def test_every_model_replays_in_every_format(name, number_format, accelerator):
 @pytest.mark.parametrize(
     ("name", "kernels", "pixels"),
     [
+        ("BUFFER_WRITE", 10, 20),
         ("ACTIVATION_SHARED", 8, 1),
         ("ACTIVATION_HALF", 4, 1),
         ("ACTIVATION_CELL", 1, 1),
