@@ -108,6 +108,8 @@ def in_blocks(convert: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Whole tensors to int8, a few images at a time so that they stay in the CPU's cache."""
     first = tensors[0]
     rows = max(1, _BLOCK // max(1, first[0].numel())) if first.device.type == "cpu" else len(first)
+    if rows >= len(first):
+        return convert(*tensors).to(torch.int8)
     result = torch.empty_like(first, dtype=torch.int8)
     for start in range(0, len(first), rows):
         part = slice(start, start + rows)

@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from rasp.network.int8_converter import in_blocks
+
 if TYPE_CHECKING:
-    from rasp.network.int8_conv import ExactConv
+    from rasp.network.int8_conv import ByteConv, ExactConv
     from rasp.network.int8_converter import Converter
 
+_LARGE = 1 << 17  # results from which the epilogue saves more than its many steps cost
 _CHUNK = 1 << 19  # results at a time, 2 MiB of fp32, which the CPU's cache may hold
 _STEP = 2.5  # margins between the two values that are rounded: two, and room for their rounding
 _MARGIN_MAX = 2.0**-7
 _DOUBT_MAX = 64  # with one doubtful result in so many, all are computed in integers
 _WORD = 8  # bytes compared at once
 _BYTES = torch.arange(_WORD)
+_INT32 = 2**31
 
 
 class _Epilogue(NamedTuple):
@@ -52,7 +56,7 @@ class _Epilogue(NamedTuple):
 
 
 class FusedConv:
-    """One layer from int8 to int8, if its accumulator shifts nothing.
+    """One layer from int8 to int8 whose accumulator shifts nothing.
 
     Args:
         sums: the layer's convolution.
@@ -61,24 +65,37 @@ class FusedConv:
     """
 
     def __init__(self, sums: ExactConv, bias: Tensor, converter: Converter) -> None:
-        self._sums, self._bias, self._converter = sums, bias, converter
+        self._sums, self._bias, self._converter = sums, bias.double(), converter
         self._factor = converter.multiplier.double() * 2.0**-converter.shift
         self._scale = self._factor.float()
-        self._saturates = sums.reach * 128 + int(bias.abs().max()) >= 2**31
         self._clip = (converter.low + 0.5, converter.high + 0.5)
+        self._kernel = torch.arange(sums.shape.K, device=bias.device).view(-1, 1, 1)
 
-    def __call__(self, x: Tensor) -> Tensor | None:
-        """Results ``(n, K, h', w')`` with channels last, ``None`` if the kernel is of no use.
+    def __call__(self, x: Tensor) -> Tensor:
+        """Results ``(n, K, h', w')`` with channels last.
 
         Args:
             x: int8 ``(n, C, h, w)``, at least the kernel's size, padding written out.
         """
-        kernel = self._sums.bytes if x.device.type == "cpu" else None
-        if kernel is None or self._saturates or not len(x):
-            return None
+        down, right = self._sums.shape.stride
+        size = len(x) * self._sums.shape.K * (x.shape[2] // down) * (x.shape[3] // right)
+        kernel = self._sums.bytes if size >= _LARGE and x.device.type == "cpu" else None
+        results = None if kernel is None else self._whole(kernel, x)
+        if results is None:
+            results = in_blocks(self._integers, self._sums(x, padded=True))
+        return results
+
+    def _integers(self, sums: Tensor) -> Tensor:
+        biased = sums.double().add_(self._bias.view(-1, 1, 1))
+        if self._saturates:
+            biased.clamp_(-_INT32, _INT32 - 1)
+        return self._converter(biased, self._kernel)
+
+    def _whole(self, kernel: ByteConv, x: Tensor) -> Tensor | None:
+        """With the kernel's epilogue, ``None`` if it is of no use."""
         data = kernel.encode(x)
         epilogue = self._epilogues[data.shifted]
-        if epilogue.margin > _MARGIN_MAX:
+        if self._saturates or epilogue.margin > _MARGIN_MAX:
             return None
         results = torch.empty((len(x), *self._size(x), self._sums.shape.K), dtype=torch.int8)
         images = max(_WORD, _CHUNK // max(1, results[0].numel()))
@@ -133,9 +150,14 @@ class FusedConv:
         return self._converter(sums.add_(epilogue.start[k]), k)
 
     @cached_property
+    def _saturates(self) -> bool:
+        """Whether a sum with its bias may not fit 32 bits."""
+        return self._sums.reach * 128 + float(self._bias.abs().max()) >= _INT32
+
+    @cached_property
     def _epilogues(self) -> tuple[_Epilogue, _Epilogue]:
         """For inputs as they are and for shifted ones."""
-        plain, kernel = self._bias.double(), self._sums.bytes
+        plain, kernel = self._bias, self._sums.bytes
         shift = 0 if kernel is None else kernel.correction.view(-1).double()
         return self._epilogue(plain), self._epilogue(plain - shift)
 

@@ -206,9 +206,8 @@ class Int8Arithmetic:
             int8 ``(n, K, h', w')``, the values :meth:`run` gives there.
         """
         layer = self.layers[conv.name]
-        stored = layer.fused(padded) if layer.truncate == 0 else None
-        if stored is not None:
-            return stored
+        if not layer.truncate:
+            return layer.fused(padded)
         kernel = torch.arange(conv.conv.K, device=padded.device).view(-1, 1, 1)
         sums = layer.sums(padded, padded=True)
         return in_blocks(lambda part: self.finish(conv, part, kernel), sums)
