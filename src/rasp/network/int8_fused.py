@@ -8,7 +8,7 @@ integer sums.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,7 +69,9 @@ class FusedConv:
         self._factor = converter.multiplier.double() * 2.0**-converter.shift
         self._scale = self._factor.float()
         self._clip = (converter.low + 0.5, converter.high + 0.5)
-        self._kernel = torch.arange(sums.shape.K, device=bias.device).view(-1, 1, 1)
+        shape, (down, right) = sums.shape, sums.shape.dilation
+        self._span = down * (shape.R - 1) + 1, right * (shape.S - 1) + 1
+        self._kernel = torch.arange(shape.K, device=bias.device).view(-1, 1, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Results ``(n, K, h', w')`` with channels last.
@@ -77,8 +79,7 @@ class FusedConv:
         Args:
             x: int8 ``(n, C, h, w)``, at least the kernel's size, padding written out.
         """
-        down, right = self._sums.shape.stride
-        size = len(x) * self._sums.shape.K * (x.shape[2] // down) * (x.shape[3] // right)
+        size = len(x) * self._sums.shape.K * math.prod(self._map(x))
         kernel = self._sums.bytes if size >= _LARGE and x.device.type == "cpu" else None
         results = None if kernel is None else self._whole(kernel, x)
         if results is None:
@@ -97,8 +98,8 @@ class FusedConv:
         epilogue = self._epilogues[data.shifted]
         if self._saturates or epilogue.margin > _MARGIN_MAX:
             return None
-        results = torch.empty((len(x), *self._size(x), self._sums.shape.K), dtype=torch.int8)
-        images = max(_WORD, _CHUNK // max(1, results[0].numel()))
+        results = torch.empty((len(x), *self._map(x), self._sums.shape.K), dtype=torch.int8)
+        images = max(1, _CHUNK // max(1, results[0].numel()))
         doubtful = []
         for start in range(0, len(x), images):
             rows = slice(start, start + images)
@@ -115,9 +116,10 @@ class FusedConv:
             results.view(-1)[index] = again
         return results.permute(0, 3, 1, 2)
 
-    def _size(self, x: Tensor) -> tuple[int, int]:
-        map_ = replace(self._sums.shape, H=x.shape[2], W=x.shape[3], padding=(0, 0))
-        return map_.Ho, map_.Wo
+    def _map(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the results."""
+        (down, right), (high, wide) = self._sums.shape.stride, self._span
+        return (x.shape[2] - high) // down + 1, (x.shape[3] - wide) // right + 1
 
     def _round(self, u: Tensor, results: Tensor, epilogue: _Epilogue) -> Tensor:
         """Fill in ``results`` and lower ``u``; flat positions where that changes the integer."""
