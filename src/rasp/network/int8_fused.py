@@ -60,16 +60,16 @@ class FusedConv:
 
     Args:
         sums: the layer's convolution.
-        bias: int64 ``(K,)``.
+        bias: int64 ``(K,)``; more of them, as the converter's, are those of lanes without a kernel.
         converter: to int8.
     """
 
     def __init__(self, sums: ExactConv, bias: Tensor, converter: Converter) -> None:
-        self._sums, self._bias, self._converter = sums, bias.double(), converter
-        self._factor = converter.multiplier.double() * 2.0**-converter.shift
+        shape, (down, right) = sums.shape, sums.shape.dilation
+        self._sums, self._bias, self._converter = sums, bias[: shape.K].double(), converter
+        self._factor = converter.multiplier[: shape.K].double() * 2.0**-converter.shift
         self._scale = self._factor.float()
         self._clip = (converter.low + 0.5, converter.high + 0.5)
-        shape, (down, right) = sums.shape, sums.shape.dilation
         self._span = down * (shape.R - 1) + 1, right * (shape.S - 1) + 1
         self._kernel = torch.arange(shape.K, device=bias.device).view(-1, 1, 1)
 
