@@ -178,15 +178,17 @@ class Counted:
     def __init__(self, arithmetic):
         self.operations, self.seconds = 0.0, 0.0
         run, run_window = type(arithmetic).run, type(arithmetic).run_window
+        inside = []
 
         def timed(call, node, *inputs):
+            if inside or not hasattr(node, "conv"):
+                return call(arithmetic, node, *inputs)
+            inside.append(node)
             start = time.process_time()
             output = call(arithmetic, node, *inputs)
-            if hasattr(node, "conv"):
-                shape = node.conv
-                self.seconds += time.process_time() - start
-                taps = shape.R * shape.S * shape.C // shape.groups
-                self.operations += 2.0 * output.numel() * taps
+            self.seconds += time.process_time() - start
+            shape = inside.pop().conv
+            self.operations += 2.0 * output.numel() * shape.R * shape.S * shape.C // shape.groups
             return output
 
         object.__setattr__(arithmetic, "run", lambda node, inputs: timed(run, node, inputs))

@@ -119,17 +119,17 @@ class Replay:
             for block in np.unique(block_of).tolist():
                 maps = self._tensors.of_block(block)
                 within = image - block * self._tensors.block
+                changes: dict[str, SparseChange] = {}
                 for index, name in enumerate(layers):
                     (rows,) = np.nonzero((block_of == block) & (layer_of == index))
-                    if not len(rows):
-                        continue
-                    chosen = torch.from_numpy(rows).to(image.device)
-                    change = self._change(name, population, trials, rows, maps, within, sites)
-                    changed[chosen] = torch.bincount(change.row, minlength=len(image))[chosen]
-                    found, logits = self._propagation.run(name, change, maps, within)
-                    faulty[found] = logits
-                    done += len(rows)
-                    progress("replay", done, len(trials), name)
+                    if len(rows):
+                        change = self._change(name, population, trials, rows, maps, within, sites)
+                        changed += torch.bincount(change.row, minlength=len(image))
+                        changes[name] = change
+                found, logits = self._propagation.run(changes, maps, within)
+                faulty[found] = logits
+                done += int((block_of == block).sum())
+                progress("replay", done, len(trials))
             outcomes = classify(golden, faulty, self._labels[image], changed)
         return sites, outcomes
 
