@@ -58,7 +58,7 @@ class Job:
         accelerator: what it runs on.
         images: ``(N, C, H, W)`` normalised.
         labels: ``(N,)`` int64.
-        batch: trials that are followed at once.
+        batch: trials that are followed at once; chosen by the size of the maps if ``None``.
         device: torch device.
         memory: bytes of golden tensors a worker holds.
     """
@@ -68,7 +68,7 @@ class Job:
     accelerator: AcceleratorConfig
     images: Tensor
     labels: Tensor
-    batch: int = 128
+    batch: int | None = None
     device: str = "cpu"
     memory: int = MEMORY
 

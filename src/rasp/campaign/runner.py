@@ -94,7 +94,7 @@ def inject(
     store_path: str | Path,
     *,
     chunk: int = CHUNK,
-    batch: int = 128,
+    batch: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> CampaignResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
 
+_CACHE = 16 << 20  # bytes
+_LEAST, _MOST = 64, 512
+
 
 class Replay:
     """Inject faults into a network on a set of images.
@@ -40,7 +44,8 @@ class Replay:
         accelerator: what it runs on.
         images: ``(N, C, H, W)`` normalised.
         labels: int64 ``(N,)``.
-        batch: trials that are followed, and images that run, at once.
+        batch: trials or images that run at once; by default as many as keep the largest map of a
+            batch in the CPU's cache.
         device: where it runs.
         memory: budget of golden tensors in bytes.
 
@@ -69,7 +74,7 @@ class Replay:
         images: Tensor,
         labels: Tensor,
         *,
-        batch: int = 128,
+        batch: int | None = None,
         device: str = "cpu",
         memory: int = MEMORY,
     ) -> None:
@@ -79,6 +84,7 @@ class Replay:
                 f"got {len(images)} images and {len(labels)} labels."
             )
         self.network = network.to(device)
+        batch = batch or _batch(network)
         self._labels = labels.to(device)
         self._contexts = {
             layer.name: LayerContext(layer, self.network.arithmetic, accelerator)
@@ -164,3 +170,8 @@ class Replay:
         pixels = context.conv.conv.pixels
         before = y.at(image[change.row], change.element // pixels, change.element % pixels)
         return change.pick(bits(change.value) != bits(before))
+
+
+def _batch(network: Network) -> int:
+    largest = max(math.prod(node.shape) for node in network.nodes) * network.arithmetic.bits // 8
+    return max(_LEAST, min(_MOST, _CACHE // largest))

@@ -101,26 +101,24 @@ class _State(NamedTuple):
     trial: Tensor
     patches: Mapping[str, _Patch]
 
-    @classmethod
-    def of(cls, states: Sequence[_State]) -> _State:
-        """Several states with windows of the same sizes as one."""
-        first, *others = states
-        if not others:
-            return first
-        patches = {
-            name: _Patch.joined([state.patches[name] for state in states]) for name in first.patches
-        }
-        return cls(torch.cat([state.trial for state in states]), patches)
-
     @property
-    def kind(self) -> tuple[tuple[str, int, int], ...]:
-        """What states must share to be joined."""
+    def kind(self) -> _Kind:
+        """What states must share to be joined: nodes, and windows of about the same size."""
         windows = {name: patch.window for name, patch in self.patches.items()}
-        return tuple(sorted((name, w.height, w.width) for name, w in windows.items()))
+        return tuple(
+            sorted((name, _octave(w.height), _octave(w.width)) for name, w in windows.items())
+        )
 
     def pick(self, trials: Tensor) -> _State:
         patches = {name: patch.pick(trials) for name, patch in self.patches.items()}
         return _State(self.trial[trials], patches)
+
+
+_Kind = tuple[tuple[str, int, int], ...]
+
+
+def _octave(size: int) -> int:
+    return round(2 * math.log2(size))
 
 
 class Propagation:
@@ -179,7 +177,7 @@ class Propagation:
             ]
             waiting.setdefault(self._next(-1, [name]), []).extend(states)
         for index, node in enumerate(self._network.nodes):
-            for whole in self._joined(waiting.pop(index, [])):
+            for whole in self._joined(waiting.pop(index, []), golden, image):
                 for state in self._split(node, whole):
                     changed = {k: state.patches[k] for k in node.inputs if k in state.patches}
                     patches = {
@@ -204,16 +202,18 @@ class Propagation:
         later = (reader for name in names for reader in self._readers[name] if reader > index)
         return min(later, default=len(self._network.nodes))
 
-    def _joined(self, states: Sequence[_State]) -> Iterator[_State]:
+    def _joined(
+        self, states: Sequence[_State], golden: Mapping[str, Maps], image: Tensor
+    ) -> Iterator[_State]:
         """States of the same kind together, in batches."""
-        kinds: dict[tuple[tuple[str, int, int], ...], list[_State]] = {}
+        kinds: dict[_Kind, list[_State]] = {}
         for state in states:
             alike = kinds.setdefault(state.kind, [])
             alike.append(state)
             if sum(len(member.trial) for member in alike) >= self._batch:
-                yield _State.of(kinds.pop(state.kind))
+                yield _join(kinds.pop(state.kind), golden, image)
         for alike in kinds.values():
-            yield _State.of(alike)
+            yield _join(alike, golden, image)
 
     def _batches(
         self, change: SparseChange, golden: Maps, image: Tensor
@@ -310,6 +310,27 @@ class Propagation:
 
     def _decode(self, maps: Maps, image: Tensor) -> Tensor:
         return self._arithmetic.decode(self._network.output, maps.images(image))
+
+
+def _join(states: Sequence[_State], golden: Mapping[str, Maps], image: Tensor) -> _State:
+    """States of one kind as one, their windows as large as the largest."""
+    first, *others = states
+    if not others:
+        return first
+    patches = {}
+    for name, maps in ((name, golden[name]) for name in first.patches):
+        parts = [state.patches[name] for state in states]
+        height = max(part.window.height for part in parts)
+        width = max(part.window.width for part in parts)
+        for index, (part, state) in enumerate(zip(parts, states, strict=True)):
+            if (part.window.height, part.window.width) != (height, width):
+                top = part.window.top.clamp(max=maps.size[0] - height)
+                left = part.window.left.clamp(max=maps.size[1] - width)
+                window = Window(top, left, height, width)
+                values = _cut(maps, part, image[state.trial], window)
+                parts[index] = part._replace(window=window, values=values)
+        patches[name] = _Patch.joined(parts)
+    return _State(torch.cat([state.trial for state in states]), patches)
 
 
 def _cut(maps: Maps, patch: _Patch | None, image: Tensor, window: Window) -> Tensor:
