@@ -40,7 +40,6 @@ __all__ = [
     "OUTCOMES",
     "Contents",
     "ImageFacts",
-    "Shard",
     "Store",
     "StratumFacts",
     "Tallies",

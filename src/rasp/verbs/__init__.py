@@ -12,19 +12,24 @@ from rasp.verbs._inject import Injected, inject
 from rasp.verbs._prune import Pruned, prune
 from rasp.verbs._quantize import Quantized, quantize
 from rasp.verbs._report import Reported, report
+from rasp.verbs._stores import Exported, Merged, export, merge
 from rasp.verbs._train import Evaluated, Trained, evaluate, train
 
 __all__ = [
     "Evaluated",
+    "Exported",
     "Fit",
     "Injected",
+    "Merged",
     "Pruned",
     "Quantized",
     "Reported",
     "Trained",
     "evaluate",
+    "export",
     "fit",
     "inject",
+    "merge",
     "prune",
     "quantize",
     "report",
