@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rasp.campaign import result, store
+from rasp.campaign.merge import merge
 from rasp.campaign.spec import CampaignSpec
 from rasp.campaign.store import COLUMNS, OUTCOMES, ImageFacts, StratumFacts
 
@@ -50,38 +51,52 @@ def block(span: range) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([columns[name] for name in COLUMNS]), generator.uniform(0.5, 2, n)
 
 
+class Clock:
+    """Adds up wall and processor seconds of the blocks it is entered for."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        self.wall += time.perf_counter() - self._started[0]
+        self.cpu += time.process_time() - self._started[1]
+
+
 def measure(path: Path, trials: int) -> dict[str, float]:
-    spec = spec_of(trials)
-    shares = 1 / (LAYERS * MODELS)
-    strata = [StratumFacts(f"layer{i // MODELS}", f"MODEL{i % MODELS}", shares) for i in range(84)]
-    spent = 0.0
-    with store.open_or_create(path, spec) as opened:
+    names = ("append", "read", "read_and_overall", "by_layer", "resume_check", "merge")
+    clocks = {name: Clock() for name in names}
+    count = LAYERS * MODELS
+    strata = [
+        StratumFacts(f"layer{i // MODELS}", f"MODEL{i % MODELS}", 1 / count) for i in range(count)
+    ]
+    with store.open_or_create(path, spec_of(trials)) as opened:
         opened.describe(strata, [ImageFacts(i % 10, i % 10, 0.5, 1.0) for i in range(IMAGES)])
         for chunk in opened.missing():
             columns, weight = block(opened.span(chunk))
-            started = time.perf_counter()
-            opened.commit(chunk, columns, weight)
-            spent += time.perf_counter() - started
-        started = time.perf_counter()
-    found = {"trials": trials, "append_rows_per_second": round(trials / spent)}
-    found["close_seconds"] = time.perf_counter() - started
-    found["file_bytes"] = path.stat().st_size
-    found["bytes_per_trial"] = path.stat().st_size / trials
-
-    started = time.perf_counter()
-    contents = store.read(path)
-    found["summary_seconds"] = time.perf_counter() - started
-    found["tallies"] = len(contents.tallies.trials)
-    started = time.perf_counter()
-    summary = result.read(path)
-    assert summary.overall
-    found["read_and_overall_seconds"] = time.perf_counter() - started
-    started = time.perf_counter()
-    assert summary.by_layer
-    found["by_layer_seconds"] = time.perf_counter() - started
-    started = time.perf_counter()
-    store.open_or_create(path, spec).close()
-    found["resume_check_seconds"] = time.perf_counter() - started
+            with clocks["append"]:
+                opened.commit(chunk, columns, weight)
+    with clocks["read"]:
+        tallies = store.read(path).tallies
+    with clocks["read_and_overall"]:
+        summary = result.read(path)
+        assert summary.overall
+    with clocks["by_layer"]:
+        assert summary.by_layer
+    with clocks["resume_check"]:
+        store.open_or_create(path, spec_of(trials)).close()
+    with clocks["merge"]:
+        merge(path.with_name("merged.sqlite"), [path])
+    found: dict[str, float] = {
+        "trials": trials,
+        "append_rows_per_second": trials / clocks["append"].wall,
+        "file_bytes": path.stat().st_size,
+        "tallies": len(tallies.trials),
+    }
+    for name, clock in clocks.items():
+        found |= {f"{name}_seconds": clock.wall, f"{name}_cpu_seconds": clock.cpu}
     return found
 
 
