@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rasp.campaign.chunks import Shard
     from rasp.campaign.executors import Executor
     from rasp.campaign.result import CampaignResult
     from rasp.campaign.store import Store
@@ -94,6 +95,7 @@ def inject(
     store_path: str | Path,
     *,
     chunk: int = CHUNK,
+    shard: Shard | None = None,
     batch: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,
@@ -111,6 +113,7 @@ def inject(
         spec: what is asked; see :func:`specify`.
         store_path: SQLite file, made if it is not there.
         chunk: trials of one transaction in a new store.
+        shard: run this part of the campaign only, in a store of its own.
         batch: images or faults that run at once; it changes no row.
         device: torch device.
         progress: hears of finished trials.
@@ -122,7 +125,10 @@ def inject(
     """
     _check(spec, network, images, accelerator)
     job = Job(spec, network, accelerator, images, labels, batch=batch, device=device)
-    with threads.suited_to(network.macs), open_or_create(store_path, spec, chunk=chunk) as store:
+    with (
+        threads.suited_to(network.macs),
+        open_or_create(store_path, spec, chunk=chunk, shard=shard) as store,
+    ):
         if store.missing():
             worker = Worker(job)
             store.describe(
@@ -165,17 +171,18 @@ def run_chunks(
     """
     spec = store.spec
     title = f"inject {spec.model} {spec.format}"
-    finished = store.finished()
+    asked = store.trials
+    finished = asked - sum(len(store.span(chunk)) for chunk in store.missing())
 
     def partly(stage: str, done: int, total: int, detail: str = "") -> None:
         del stage, total
-        progress(title, finished + done, spec.trials, detail)
+        progress(title, finished + done, asked, detail)
 
-    progress(title, finished, spec.trials)
+    progress(title, finished, asked)
     for task, rows in executor.run(tasks, progress=partly):
         store.commit(task.chunk, rows.columns, rows.weight)
         finished += len(task.trials)
-        progress(title, finished, spec.trials)
+        progress(title, finished, asked)
 
 
 def _image_facts(golden: GoldenRun, labels: Tensor) -> list[ImageFacts]:

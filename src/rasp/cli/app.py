@@ -359,6 +359,10 @@ def inject(
     data: Data = None,
     calibration: Calibration = 256,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="k/N: run part k of N in its own --out; 'rasp merge' joins them."),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     data_dir: DataDir = None,
@@ -406,6 +410,7 @@ def inject(
             data=data,
             calibration=calibration,
             confidence=confidence,
+            shard=shard,
             out=out,
             seed=seed,
             data_dir=data_dir,
@@ -414,12 +419,16 @@ def inject(
             progress=console.progress,
         )
     arm = found.arm
+    part = (
+        f"Shard {found.shard} only: {found.missing:,} trials of other shards are missing until "
+        f"'rasp merge OUT RUN...' joins them."
+    )
     console.result(
         found.to_dict(),
         Table(
             ["outcome", ">per fault"],
             [[name, str(rate)] for name, rate in arm.outcomes.items()],
-            notes=[""],
+            notes=["", *((part, "") if found.shard else ())],
         ),
         _facts(
             ("run", found.out),
@@ -429,6 +438,49 @@ def inject(
             ("seed", seed),
         ),
     )
+
+
+@app.command()
+def merge(
+    *,
+    out: Annotated[Path, typer.Argument(help="Directory to write.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Directories 'rasp inject' wrote, shards of one campaign.")
+    ],
+    json: Json = False,
+) -> None:
+    """Join shards, or other runs of one campaign, into one."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.merge(out, runs, progress=console.progress)
+    missing = f"{found.asked - found.trials:,}"
+    if found.shards:
+        missing += f", of shard {', '.join(found.shards)}"
+    console.result(
+        found.to_dict(),
+        _facts(
+            ("run", found.out),
+            ("trials", f"{found.trials:,} of {found.asked:,}"),
+            ("missing", missing),
+            ("summary", f"the same 'rasp inject' without --shard and with --out {found.out}"),
+        ),
+    )
+
+
+@app.command()
+def export(
+    *,
+    run: Annotated[Path, typer.Argument(help="Directory 'rasp inject' wrote.")],
+    file: Annotated[Path, typer.Argument(help="The .parquet file to write.")],
+    json: Json = False,
+) -> None:
+    """Write every trial of a campaign as a row of a Parquet file."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.export(run, file, progress=console.progress)
+    console.result(found.to_dict(), _facts(("file", found.out), ("trials", f"{found.trials:,}")))
 
 
 @app.command()

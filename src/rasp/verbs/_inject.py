@@ -9,7 +9,7 @@ from rasp import checkpoint, loading, provenance, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.report.arms import SUMMARY, Arm, Cell
-from rasp.verbs._shared import CONFIDENCE, Result, accuracy, check_run, command, named
+from rasp.verbs._shared import CONFIDENCE, STORE, Result, accuracy, check_run, command, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,15 +19,21 @@ if TYPE_CHECKING:
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
 
-STORE = "campaign.sqlite"
-"""File of a run directory that holds every injection."""
-
 
 class Injected(Result):
-    """A finished campaign; ``arm`` is also written as ``summary.json``."""
+    """A finished campaign; ``arm`` is also written as ``summary.json``, but not of a shard.
+
+    Attributes:
+        out: the directory.
+        arm: what was found, of a shard in its trials alone.
+        shard: the part of the campaign this is, such as ``"1/4"``; ``None`` for the whole.
+        missing: trials of the campaign that other shards run.
+    """
 
     out: Path
     arm: Arm
+    shard: str | None = None
+    missing: int = 0
 
 
 def inject(
@@ -46,6 +52,7 @@ def inject(
     weights: str | Path | None = None,
     calibration: int = loading.CALIBRATION_IMAGES,
     confidence: float = CONFIDENCE,
+    shard: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -73,6 +80,8 @@ def inject(
         weights: weight file for a name.
         calibration: training images for INT8 scales.
         confidence: level of the intervals.
+        shard: ``k/N`` runs the ``k``-th of ``N`` parts of the campaign in a directory of its own;
+            :func:`rasp.verbs.merge` joins them.
         seed: of the images, and with the trial's number all that decides a trial.
         out: directory to write; a new one under ``runs/`` by default.
         data_dir: where data sets lie.
@@ -83,11 +92,13 @@ def inject(
     import torch
 
     from rasp.campaign import runner
+    from rasp.campaign.chunks import Shard
     from rasp.faults.population import mix
     from rasp.nvdla import config
 
     check_run(seed, device)
     check_faults(faults, fault_models)
+    part = None if shard is None else Shard.parse(shard)
     shares = layer_weights or shares_of_layers(faults, fault_models)
     loading.check_format(format)
     for option, value in (("--trials", trials), ("--images", images)):
@@ -128,6 +139,7 @@ def inject(
             hardware,
             spec,
             target / STORE,
+            shard=part,
             device=device,
             progress=named(progress, f"inject {label}, {network.format}", details=False),
         )
@@ -146,6 +158,7 @@ def inject(
         accelerator=accelerator,
         calibration=calibration,
         confidence=confidence,
+        shard=shard,
         seed=seed,
     )
     arm = Arm(
@@ -156,6 +169,9 @@ def inject(
         provenance=provenance.collect({"verb": "inject", "spec": spec.digest()}),
         **_facts(loaded, network, hardware, result),
     )
+    if part is not None:
+        missing = spec.trials - result.trials
+        return Injected(out=target, arm=arm, shard=str(part), missing=missing)
     checkpoint.write_atomic(target / SUMMARY, arm.to_json().encode())
     return Injected(out=target, arm=arm)
 
