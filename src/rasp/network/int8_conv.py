@@ -41,6 +41,10 @@ class ExactConv:
         self._reach = int(weight.long().abs().flatten(1).sum(1).amax())
         self._packed: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the packed weight, whose layout is this machine's."""
+        return self.__dict__ | {"_packed": None}
+
     def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Exact integers ``(N, K, Ho, Wo)``, in fp32 where they stay below 2**24, else float64.
 
