@@ -7,11 +7,13 @@ float64 beyond. All give the same integers.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from rasp.nvdla.shapes import ConvShape
 
@@ -68,7 +70,8 @@ class ExactConv:
         stride, dilation, groups = _geometry(self._shape)
         exact = torch.float32 if self._reach * _OFFSET < _EXACT else torch.float64
         weight = self._weight.to(exact)
-        return F.conv2d(x.to(exact), weight, None, stride, 0, dilation, groups)
+        with cudnn.flags(enabled=False) if x.is_cuda else nullcontext():  # Winograd's sums round
+            return F.conv2d(x.to(exact), weight, None, stride, 0, dilation, groups)
 
     def _bytes(self, x: Tensor) -> Tensor | None:
         """Sums by the byte kernel, ``None`` if one of them is too large for its fp32 result.

@@ -238,7 +238,7 @@ class Int8Arithmetic:
                 return _blocks(lambda a, b: _add(self.adds[node.name], a, b), x, inputs[1])
             case Scale() | Activation():
                 converter, bias = self.affines[node.name]
-                channel = torch.arange(len(bias)).view(-1, *(1,) * (x.ndim - 2))
+                channel = torch.arange(len(bias), device=x.device).view(-1, *(1,) * (x.ndim - 2))
                 return converter(x.double() + bias[channel], channel)
             case Pool() if node.kind == "avg" and (node.count_padding or not any(node.padding)):
                 return _average(node, x)
@@ -255,7 +255,7 @@ class Int8Arithmetic:
 
     def _finished(self, conv: Conv, sums: Tensor) -> Tensor:
         layer = self.layers[conv.name]
-        kernel = torch.arange(conv.conv.K).view(-1, 1, 1)
+        kernel = torch.arange(conv.conv.K, device=sums.device).view(-1, 1, 1)
         bias = layer.bias[kernel].double()
         whole = layer.truncate == 0  # golden sums never reach 32 bits
         return _blocks(
@@ -289,7 +289,9 @@ def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
 def _add(converter: Converter, a: Tensor, b: Tensor) -> Tensor:
     left, right = converter.multiplier.tolist()
     unit = replace(converter, multiplier=torch.ones(1, dtype=torch.int64, device=a.device))
-    return unit(a.double().mul_(left).add_(b.double(), alpha=right), torch.zeros(1).long())
+    return unit(
+        a.double().mul_(left).add_(b.double(), alpha=right), torch.zeros_like(unit.multiplier)
+    )
 
 
 def _blocks(convert: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
