@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
+    from rasp.replay.golden import SharedGolden
 
 _SITE = COLUMNS[COLUMNS.index("kernel") : COLUMNS.index("changed")]
 
@@ -78,9 +79,10 @@ class Worker:
 
     Args:
         job: the campaign.
+        golden: golden tensors another worker of the same job has shared.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, golden: SharedGolden | None = None) -> None:
         self._spec = job.spec
         self.population = strata(
             job.network,
@@ -97,6 +99,7 @@ class Worker:
             batch=job.batch,
             device=job.device,
             memory=job.memory,
+            golden=golden,
         )
 
     def run(self, task: Task, *, progress: Progress = silent) -> Rows:

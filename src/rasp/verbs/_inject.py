@@ -51,6 +51,8 @@ def inject(
     data_dir: str | Path | None = None,
     trust_factory: bool = False,
     device: str = "cpu",
+    workers: int = 1,
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> Injected:
     """Inject single-bit upsets and count what becomes of the answers.
@@ -78,15 +80,19 @@ def inject(
         data_dir: where data sets lie.
         trust_factory: let a checkpoint import the ``package.module:factory`` it names.
         device: a torch device.
+        workers: processes of this machine that inject; rows do not depend on it.
+        ray: address of a Ray cluster that injects: ``local`` starts one here, ``auto`` joins the
+            running one, or ``HOST:PORT``.
         progress: hears about trials.
     """
     import torch
 
-    from rasp.campaign import runner
+    from rasp.campaign import executors, runner
     from rasp.faults.population import mix
     from rasp.nvdla import config
 
     check_run(seed, device)
+    executors.check(workers, ray)
     _check_faults(faults, fault_models)
     by_population = {"fidelity": "cycles", "nvdla": "window", "memory": "storage"}
     shares = layer_weights or ("cycles" if fault_models else by_population[faults])
@@ -130,6 +136,8 @@ def inject(
             spec,
             target / STORE,
             device=device,
+            workers=workers,
+            ray=ray,
             progress=named(progress, f"inject {label}, {network.format}", details=False),
         )
     line = command(
