@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rasp.replay.golden import SharedGolden
 
 _RETRIES = 5  # of a task whose worker or node is lost
+_SECONDS = 10.0  # in which a cluster must take a connection
 _AHEAD = 2  # tasks in flight for every CPU
 
 _held: tuple[str, Worker] | None = None
@@ -109,13 +111,21 @@ class Ray:
 def _connect(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _probe(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise PrerequisiteError(
             f"Cannot use the Ray cluster '{address}': {reason}. Start one with 'ray start --head' "
             "and join it by --ray auto, or start one for this call with --ray local."
         ) from error
+
+
+def _probe(address: str | None) -> None:
+    """Try the port first: Ray itself tries for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
 
 
 def _golden(parts: list[Any]) -> SharedGolden | Exception | None:
