@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rasp.campaign.spec import CampaignSpec
+    from rasp.faults.population import Stratum
     from rasp.faults.sampling import Plan
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
@@ -73,6 +74,20 @@ class Job:
     device: str = "cpu"
     memory: int = MEMORY
 
+    def population(self) -> tuple[Stratum, ...]:
+        """What trials are drawn from.
+
+        Raises:
+            ConfigError: a layer or a fault model that there is not.
+        """
+        return strata(
+            self.network,
+            self.accelerator,
+            models=self.spec.fault_models,
+            layer_weights=self.spec.layer_weights,
+            layers=self.spec.layers,
+        )
+
 
 class Worker:
     """Runs chunks of one campaign; a chunk's rows depend on its task alone.
@@ -84,13 +99,7 @@ class Worker:
 
     def __init__(self, job: Job, *, golden: SharedGolden | None = None) -> None:
         self._spec = job.spec
-        self.population = strata(
-            job.network,
-            job.accelerator,
-            models=job.spec.fault_models,
-            layer_weights=job.spec.layer_weights,
-            layers=job.spec.layers,
-        )
+        self.population = job.population()
         self.replay = Replay(
             job.network,
             job.accelerator,

@@ -129,6 +129,7 @@ def inject(
     """
     _check(spec, network, images, accelerator)
     job = Job(spec, network, accelerator, images, labels, batch=batch, device=device)
+    job.population()  # its errors come before anything is written
     others = elsewhere(job, workers=workers, ray=ray)
     with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
         if chunk is None:
