@@ -4,7 +4,9 @@
 
 Every figure is a whole campaign with its store, from the first chunk handed out to the last one
 committed. Starting workers, golden tensors and a first chunk for every worker are warm-up and not
-counted. The three take turns, so that a ratio compares neighbours in time.
+counted. The three take turns, so that a ratio compares neighbours in time. Trials per second of
+processor time, of this process and all below it, say what two idle cores would give where others
+keep them busy (Linux).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,17 +69,47 @@ def campaign(number_format: str, images: int) -> Job:
     return Job(asked, network, accelerator, inputs, labels)
 
 
-def seconds(executor: Executor, job: Job, chunks: int, chunk: int) -> float:
-    """Time of a campaign of so many chunks."""
+def processor_time() -> float:
+    """Seconds that this process and all below it have had a processor."""
+    parent, used = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parent[pid] = int(fields[1])
+            used[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {os.getpid()}
+    while below := {pid for pid in parent if parent[pid] in family} - family:
+        family |= below
+    return sum(used.get(pid, 0.0) for pid in family)
+
+
+def seconds(executor: Executor, job: Job, chunks: int, chunk: int) -> tuple[float, float]:
+    """Time and processor time of a campaign of so many chunks."""
     spec = job.spec.model_copy(update={"trials": chunks * chunk})
     with (
         tempfile.TemporaryDirectory() as folder,
         open_or_create(Path(folder) / "campaign.sqlite", spec, chunk=chunk) as store,
     ):
         store.describe([StratumFacts("-", "-", 1.0)], [ImageFacts(0, 0, 1.0, 1.0)])
-        started = time.perf_counter()
+        started, used = time.perf_counter(), processor_time()
         run_chunks(executor, store)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, processor_time() - used
+
+
+def medians(rates: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(statistics.median(values), 1) for name, values in rates.items()}
+
+
+def ratios(rates: dict[str, list[float]], pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """Medians over the repeats of the ratio within a repeat."""
+    return {
+        f"{a} / {b}": round(
+            statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3
+        )
+        for a, b in pairs
+        if a in rates
+    }
 
 
 def measure(job: Job, *, workers: int, chunk: int, aim: float, repeats: int) -> dict[str, object]:
@@ -104,26 +136,25 @@ def measure(job: Job, *, workers: int, chunk: int, aim: float, repeats: int) -> 
         warm_up = [Task(n, range(n * chunk, (n + 1) * chunk)) for n in range(4 * workers)]
         for executor in executors.values():
             list(executor.run(warm_up))
-        chunks = max(4 * workers, round(4 * aim / seconds(executors[ONE], job, 4, chunk)))
+        chunks = max(4 * workers, round(4 * aim / seconds(executors[ONE], job, 4, chunk)[0]))
         chunks -= chunks % workers
         rates: dict[str, list[float]] = {name: [] for name in executors}
+        spent: dict[str, list[float]] = {name: [] for name in executors}
         for _ in range(repeats):
             for name, executor in executors.items():
-                rates[name].append(chunks * chunk / seconds(executor, job, chunks, chunk))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+                elapsed, used = seconds(executor, job, chunks, chunk)
+                rates[name].append(chunks * chunk / elapsed)
+                spent[name].append(chunks * chunk / used)
     pairs = [(PROCESSES, ONE), (RAY, ONE), (RAY, PROCESSES)]
-    ratios = {
-        f"{a} / {b}": [x / y for x, y in zip(rates[a], rates[b], strict=True)]
-        for a, b in pairs
-        if a in rates
-    }
     return {
         "trials": chunks * chunk,
         "chunk": chunk,
         "workers": workers,
-        "trials_per_second": {name: round(value, 1) for name, value in medians.items()},
+        "trials_per_second": medians(rates),
+        "trials_per_processor_second": medians(spent),
         "every_repeat": {name: [round(v, 1) for v in values] for name, values in rates.items()},
-        "ratios": {name: round(statistics.median(values), 3) for name, values in ratios.items()},
+        "ratios": ratios(rates, pairs),
+        "processor_ratios": ratios(spent, pairs),
     }
 
 
@@ -156,7 +187,8 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     print(f"resnet20 {asked.format}, {found['trials']} trials, warm-up excluded")
-    for group in ("trials_per_second", "ratios"):
+    for group in ("trials_per_second", "ratios", "processor_ratios"):
+        print(group.replace("_", " "))
         for name, value in found[group].items():
             print(f"  {name:22} {value}")
 
