@@ -39,11 +39,12 @@ _BATCH = 2**20 * ENTRY_BYTES  # bytes that are sorted at once, no more than cach
 
 
 class StratumFacts(NamedTuple):
-    """A layer and fault model, and the share of the trials it is drawn with."""
+    """A layer, fault model and group of bits, and the share of the population they are."""
 
     layer: str
     model: str
     weight: float
+    bits: str = ""
 
 
 class ImageFacts(NamedTuple):
@@ -75,9 +76,13 @@ class Tallies(NamedTuple):
     weight: NDArray[np.float64]
     square: NDArray[np.float64]
 
+    def happened(self, outcome: str) -> NDArray[np.bool_]:
+        """``(m,)`` whether an outcome happened, or the fault was ``"live"``."""
+        return (self.outcomes >> _FLAGS.index(outcome) & 1).astype(bool)
+
     def events(self, outcome: str) -> NDArray[np.int64]:
         """``(m,)`` trials with an outcome, or ``"live"`` ones."""
-        return self.trials * (self.outcomes >> _FLAGS.index(outcome) & 1)
+        return self.trials * self.happened(outcome)
 
 
 class Contents(NamedTuple):

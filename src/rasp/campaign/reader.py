@@ -65,7 +65,9 @@ class Reader:
     @property
     def strata(self) -> tuple[StratumFacts, ...]:
         """What the trials' ``stratum`` refers to; empty before a driver described it."""
-        rows = self._connection.execute("SELECT layer, model, weight FROM strata ORDER BY stratum")
+        rows = self._connection.execute(
+            "SELECT layer, model, weight, bits FROM strata ORDER BY stratum"
+        )
         return tuple(StratumFacts(*row) for row in rows)
 
     @property

@@ -93,7 +93,7 @@ class Store(reader.Reader):
         if not self.strata:
             with database.writing(self.path), self._connection:
                 self._connection.executemany(
-                    "INSERT INTO strata VALUES (?, ?, ?, ?)",
+                    "INSERT INTO strata VALUES (?, ?, ?, ?, ?)",
                     [(index, *facts) for index, facts in enumerate(strata)],
                 )
                 self._connection.executemany(

@@ -368,6 +368,15 @@ def inject(
     data_dir: DataDir = None,
     trust_factory: Trust = False,
     device: Device = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes of this machine that inject.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Inject on a Ray cluster: local starts one here, auto joins the running one, or "
+            "HOST:PORT.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Inject single-bit upsets and count what becomes of the answers."""
@@ -416,6 +425,8 @@ def inject(
             data_dir=data_dir,
             trust_factory=trust_factory,
             device=device,
+            workers=workers,
+            ray=ray,
             progress=console.progress,
         )
     arm = found.arm

@@ -7,12 +7,14 @@ float64 beyond. All give the same integers.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from rasp.nvdla.shapes import ConvShape
 
@@ -44,6 +46,10 @@ class ExactConv:
         """Greatest sum of one kernel's absolute weights."""
         # bytes are never negative: the weights of one sign bound their sum
         self._side = int(torch.stack([wide.clamp_min(0), -wide.clamp_max(0)]).sum(2).amax())
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the packed weight, whose layout is this machine's."""
+        return {name: value for name, value in self.__dict__.items() if name != "bytes"}
 
     def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Exact integers ``(N, K, Ho, Wo)``, in fp32 where they stay below 2**24, else float64.
@@ -98,7 +104,10 @@ class ExactConv:
         shape = self.shape
         exact = torch.float32 if self.reach * _OFFSET < _EXACT else torch.float64
         weight = self.weight.to(exact)
-        return F.conv2d(x.to(exact), weight, None, shape.stride, 0, shape.dilation, shape.groups)
+        with cudnn.flags(enabled=False) if x.is_cuda else nullcontext():  # Winograd's sums round
+            return F.conv2d(
+                x.to(exact), weight, None, shape.stride, 0, shape.dilation, shape.groups
+            )
 
 
 class Bytes(NamedTuple):

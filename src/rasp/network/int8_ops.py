@@ -184,7 +184,7 @@ class Int8Arithmetic:
                 return add(self.adds[node.name], x, inputs[1])
             case Scale() | Activation():
                 converter, bias = self.affines[node.name]
-                channel = torch.arange(len(bias)).view(-1, *(1,) * (x.ndim - 2))
+                channel = torch.arange(len(bias), device=x.device).view(-1, *(1,) * (x.ndim - 2))
                 return converter(x.double() + bias[channel], channel)
             case Pool() if node.kind == "avg" and (node.count_padding or not any(node.padding)):
                 return _average(node, x)

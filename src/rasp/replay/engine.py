@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rasp.network.maps import Maps
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
+    from rasp.replay.golden import SharedGolden
 
 _CACHE = 16 << 20  # bytes
 _LEAST, _MOST = 64, 512
@@ -48,6 +49,7 @@ class Replay:
             batch in the CPU's cache.
         device: where it runs.
         memory: budget of golden tensors in bytes.
+        golden: what :meth:`share` of the same replay gave in another process.
 
     Raises:
         ConfigError: no images, or labels of another length.
@@ -77,6 +79,7 @@ class Replay:
         batch: int | None = None,
         device: str = "cpu",
         memory: int = MEMORY,
+        golden: SharedGolden | None = None,
     ) -> None:
         if not len(images) or len(images) != len(labels):
             raise ConfigError(
@@ -92,10 +95,15 @@ class Replay:
         }
         with torch.inference_mode():
             self._tensors = GoldenTensors(
-                self.network, images.to(device), batch=batch, memory=memory
+                self.network, images.to(device), batch=batch, memory=memory, shared=golden
             )
         self._propagation = Propagation(self.network, batch=batch)
         self.golden = self._tensors.run(self._labels)
+
+    def share(self) -> SharedGolden | None:
+        """Golden tensors for other processes; ``None`` if they do not fit in memory at once."""
+        with torch.inference_mode():
+            return self._tensors.share()
 
     def run(
         self, population: Sequence[Stratum], trials: Trials, *, progress: Progress = silent

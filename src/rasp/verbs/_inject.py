@@ -58,6 +58,8 @@ def inject(
     data_dir: str | Path | None = None,
     trust_factory: bool = False,
     device: str = "cpu",
+    workers: int = 1,
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> Injected:
     """Inject single-bit upsets and count what becomes of the answers.
@@ -87,16 +89,20 @@ def inject(
         data_dir: where data sets lie.
         trust_factory: let a checkpoint import the ``package.module:factory`` it names.
         device: a torch device.
+        workers: processes of this machine that inject; rows do not depend on it.
+        ray: address of a Ray cluster that injects: ``local`` starts one here, ``auto`` joins the
+            running one, or ``HOST:PORT``.
         progress: hears about trials.
     """
     import torch
 
-    from rasp.campaign import runner
+    from rasp.campaign import executors, runner
     from rasp.campaign.chunks import Shard
     from rasp.faults.population import mix
     from rasp.nvdla import config
 
     check_run(seed, device)
+    executors.check(workers, ray)
     check_faults(faults, fault_models)
     part = None if shard is None else Shard.parse(shard)
     shares = layer_weights or shares_of_layers(faults, fault_models)
@@ -141,6 +147,8 @@ def inject(
             target / STORE,
             shard=part,
             device=device,
+            workers=workers,
+            ray=ray,
             progress=named(progress, f"inject {label}, {network.format}", details=False),
         )
     line = command(
