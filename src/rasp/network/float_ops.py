@@ -116,13 +116,23 @@ def convolve(conv: Conv, x: Tensor, weight: Tensor, *, padded: bool = False) -> 
     shape = conv.conv
     x = x if padded else x.reshape(-1, shape.C, shape.H, shape.W)
     return F.conv2d(
-        x.contiguous(memory_format=torch.channels_last),
+        channels_last(x),
         weight.contiguous(memory_format=torch.channels_last),
         stride=shape.stride,
         padding=(0, 0) if padded else shape.padding,
         dilation=shape.dilation,
         groups=shape.groups,
     )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` with the strides of channels-last order, also those of axes of length 1.
+
+    Strides that reach nothing are kept by ``contiguous``, and oneDNN's choice of a kernel, and with
+    it the rounding, was seen to depend on them.
+    """
+    by_pixel = x.permute(0, 2, 3, 1)
+    return by_pixel.reshape(len(x), -1).view(by_pixel.shape).permute(0, 3, 1, 2)
 
 
 def clamp(x: Tensor, clip: Clip | None) -> Tensor:
@@ -152,7 +162,8 @@ def compute(node: Node, values: Sequence[Tensor]) -> Tensor:
         case PadChannels():
             return F.pad(x, (0, 0, 0, 0, node.before, node.after))
         case Host():
-            return node.call(*values)
+            # a library may sum in the order of the strides, which depend on who computed the values
+            return node.call(*(v.clone(memory_format=torch.contiguous_format) for v in values))
         case _:
             raise UnsupportedModelError(f"Node '{node.name}' ({type(node).__name__}) cannot run.")
 
