@@ -92,7 +92,7 @@ def by_pixel(values: Tensor) -> Tensor:
     """Values ``(N, *shape)`` as ``(N, H, W, C)``."""
     if values.ndim == _RANK + 1:
         return values.permute(0, 2, 3, 1)
-    return values.reshape(len(values), 1, 1, -1)
+    return values.reshape(len(values), 1, 1, math.prod(values.shape[1:]))
 
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int]:
