@@ -256,7 +256,7 @@ def weighted_rate(
         10.0 % [8.3, 12.1] n=1 000
         >>> halved, rest = [1.0] * 50, [19.0] * 50
         >>> print(weighted_rate(image, hit, [2] * 50 + [18] * 50, halved + rest, [0.5] * 50 + rest))
-        5.0 % [3.8, 6.6] n=1 000
+        5.0 % [4.1, 6.1] n=1 000
     """
     count = np.asarray(trials, dtype=np.int64)
     event = np.asarray(hit, dtype=bool)

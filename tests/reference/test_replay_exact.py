@@ -40,7 +40,7 @@ from rasp.network.lower import lower
 from rasp.nvdla.config import load
 from rasp.nvdla.shapes import ConvShape
 from rasp.quantization.calibrate import quantize
-from rasp.replay import engine
+from rasp.replay import engine, propagate
 from rasp.replay.engine import Replay
 from rasp.replay.outcomes import OUTCOMES, classify
 
@@ -396,12 +396,14 @@ class Executed:
         )
 
 
-def assert_exact(network, images, models, count, whole_run, same_bits, **options):
+def assert_exact(network, images, models, count, whole_run, same_bits, *, worth=None, **options):
+    """``worth`` replaces the arithmetic that a part of a batch has to save to run on its own."""
     population = population_of(network, models)
     trials = draw(population, images=len(images), seed=4, trials=range(count))
     expected = Executed(network, images, population, trials, whole_run)
 
-    _, outcomes, logits = replayed(network, images, population, trials, **options)
+    with patch.object(propagate, "_WORTH", propagate._WORTH if worth is None else worth):
+        _, outcomes, logits = replayed(network, images, population, trials, **options)
 
     assert np.array_equal(outcomes.changed, expected.changed)
     assert same_bits(logits, expected.faulty)
@@ -414,10 +416,11 @@ def assert_exact(network, images, models, count, whole_run, same_bits, **options
 
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("name", NETS)
-def test_replay_is_full_execution(name, number_format, whole_run, same_bits):
+@pytest.mark.parametrize("worth", [None, 0], ids=["together", "in parts"])
+def test_replay_is_full_execution(name, number_format, worth, whole_run, same_bits):
     network, images = made(name, number_format)
 
-    trials, outcomes = assert_exact(network, images, SOME, 400, whole_run, same_bits)
+    trials, outcomes = assert_exact(network, images, SOME, 400, whole_run, same_bits, worth=worth)
 
     layer = trials.stratum // len(SOME)
     assert set(layer[outcomes.changed > 0]) == set(range(len(network.layers)))
@@ -606,6 +609,10 @@ def test_random_graphs(number_format, pick, seed, whole_run, same_bits):
     network = grown(pick)
     images = torch.randn(5, *network.input_shape)
     network = in_format(network, images, number_format)
-    options = {"batch": pick.choice([1, 6, 128]), "memory": pick.choice([1, 1 << 30])}
+    options = {
+        "batch": pick.choice([1, 6, 128]),
+        "memory": pick.choice([1, 1 << 30]),
+        "worth": pick.choice([0, None]),
+    }
 
     assert_exact(network, images, SOME, 120, whole_run, same_bits, **options)

@@ -124,6 +124,17 @@ def touched(node: Node, changed: Sequence[Window]) -> Touched | None:
     return Touched(window, how.needs(window))
 
 
+def area(conv: Conv, extent: Tensor) -> int:
+    """Output pixels that are computed for changes of an ``extent`` (rows, columns)."""
+    shape = conv.conv
+    how = conv_reach(shape)
+    zero = torch.zeros(1, dtype=torch.int64)
+    height, width = extent.tolist()
+    window = how.touches(Window(zero, zero, height, width), (shape.Ho, shape.Wo))
+    pixels = window.height * window.width
+    return pixels if pixels < _WHOLE * shape.pixels else shape.pixels
+
+
 def _touched(
     first: Tensor,
     length: int,

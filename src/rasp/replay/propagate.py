@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rasp.network.graph import Conv, Network, Node
 from rasp.network.maps import by_pixel
-from rasp.network.windows import Window, exact, filled, touched
+from rasp.network.windows import Window, area, exact, filled, touched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rasp.network.maps import Maps
 
 _WORD = 8  # bytes that are held against each other at once
+_WORTH = 2e9  # operations that a part of its own has to save
 _KEPT = 0.85  # share of live trials below which the others are taken out
 
 
@@ -41,15 +42,59 @@ class Answers(NamedTuple):
 class _Patch(NamedTuple):
     """New values of a node for ``n`` trials, ``(n, height, width, C)``; golden around them.
 
-    ``dirty`` ``(n,)`` says in which of the trials they differ from the golden ones.
+    ``dirty`` ``(n,)`` says in which of the trials they differ from the golden ones, ``first`` and
+    ``last`` ``(2, n)`` in which rows and columns.
     """
 
     window: Window
     values: Tensor
     dirty: Tensor
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, window: Window, values: Tensor, golden: Tensor) -> _Patch:
+        differs = _differs(values, golden)
+        corner = torch.stack([window.top, window.left])
+        along = [differs.any(2), differs.any(1)]
+        ends = [
+            (seen.byte().argmax(1), seen.shape[1] - 1 - seen.flip(1).byte().argmax(1))
+            for seen in along
+        ]
+        first, last = (corner + torch.stack(end) for end in zip(*ends, strict=True))
+        return cls(window, values, along[0].any(1), first, torch.maximum(first, last))
+
+    @property
+    def extent(self) -> Tensor:
+        """``(2, n)`` rows and columns of the box around the differences."""
+        return self.last - self.first + 1
 
     def pick(self, trials: Tensor) -> _Patch:
-        return _Patch(self.window.pick(trials), self.values[trials], self.dirty[trials])
+        """Some of the trials, in a window no larger than their differences need."""
+        first, last = self.first[:, trials], self.last[:, trials]
+        height, width = (last - first + 1).amax(1).tolist()
+        window, values = self.window.pick(trials), self.values[trials]
+        if height * width < window.height * window.width:
+            top = torch.minimum(first[0], window.top + window.height - height)
+            left = torch.minimum(first[1], window.left + window.width - width)
+            inner = Window(top, left, height, width)
+            y = (inner.rows() - window.top[:, None])[:, :, None]
+            x = (inner.columns() - window.left[:, None])[:, None, :]
+            row = torch.arange(len(trials), device=trials.device)[:, None, None]
+            window, values = inner, values[row, y, x]
+        return _Patch(window, values, self.dirty[trials], first, last)
+
+
+class _State(NamedTuple):
+    """Trials on their way: the next step, their numbers, and the nodes that differ."""
+
+    step: int
+    trial: Tensor
+    patches: Mapping[str, _Patch]
+
+    def pick(self, trials: Tensor) -> _State:
+        patches = {name: patch.pick(trials) for name, patch in self.patches.items()}
+        return _State(self.step, self.trial[trials], patches)
 
 
 class _Step(NamedTuple):
@@ -127,36 +172,65 @@ class Propagation:
                 y, x = place[0][hit] - window.top[at], place[1][hit] - window.left[at]
                 values[at, y, x, kernel[hit]] = change.value[hit]
                 dirty = torch.arange(len(mine), device=mine.device) < len(part)
-                yield trials[mine], _Patch(window, values, dirty)
+                patch = _Patch(window, values, dirty, first[:, mine], last[:, mine])
+                yield trials[mine], patch
 
     def _follow(
         self, name: str, patch: _Patch, golden: Mapping[str, Maps], image: Tensor, trial: Tensor
     ) -> Answers:
-        patches = {name: patch}
-        output = self._network.output
-        for node, done in self._steps(name):
-            changed = {source: patches[source] for source in node.inputs if source in patches}
-            if not changed:
-                continue
-            patches[node.name] = self._compute(node, changed, golden, image[trial])
-            for source in done:
-                patches.pop(source, None)
-            dirty = torch.stack([p.dirty for p in patches.values()]).any(0)
-            (live,) = torch.nonzero(dirty, as_tuple=True)
-            if not len(live):
-                break
-            if len(live) < _KEPT * len(dirty):
-                live = filled(live, self._arithmetic)
-                trial = trial[live]
-                patches = {
-                    source: p.pick(live) for source, p in patches.items() if bool(p.dirty.any())
-                }
-        if output not in patches:
-            return Answers(trial[:0], self._decode(golden[output], trial[:0]))
-        answer = patches[output]
-        (found,) = torch.nonzero(answer.dirty, as_tuple=True)
-        stored = answer.values[found].view(len(found), *self._network[output].shape)
-        return Answers(trial[found], self._arithmetic.decode(output, stored))
+        """Run the nodes after a layer for one batch, in parts where extents differ much."""
+        steps, output = self._steps(name), self._network.output
+        parts = [Answers(trial[:0], self._decode(golden[output], trial[:0]))]
+        waiting = [_State(0, trial, {name: patch})]
+        while waiting:
+            state = waiting.pop()
+            while state.step < len(steps) and state.patches:
+                node, done = steps[state.step]
+                if isinstance(node, Conv) and node.inputs[0] in state.patches:
+                    state, *large = self._split(node, state)
+                    waiting.extend(large)
+                changed = {k: state.patches[k] for k in node.inputs if k in state.patches}
+                patches = dict(state.patches)
+                if changed:
+                    patches[node.name] = self._compute(node, changed, golden, image[state.trial])
+                for source in done:
+                    patches.pop(source, None)
+                state = self._live(_State(state.step + 1, state.trial, patches))
+            if output in state.patches:
+                answer = state.patches[output]
+                (found,) = torch.nonzero(answer.dirty, as_tuple=True)
+                stored = answer.values[found].view(len(found), *self._network[output].shape)
+                logits = self._arithmetic.decode(output, stored)
+                parts.append(Answers(state.trial[found], logits))
+        trials, logits = zip(*parts, strict=True)
+        return Answers(torch.cat(trials), torch.cat(logits))
+
+    def _live(self, state: _State) -> _State:
+        """The state without nodes that differ nowhere and, if they are many, masked trials."""
+        patches = {name: p for name, p in state.patches.items() if bool(p.dirty.any())}
+        state = state._replace(patches=patches)
+        if not patches:
+            return state
+        dirty = torch.stack([patch.dirty for patch in patches.values()]).any(0)
+        (live,) = torch.nonzero(dirty, as_tuple=True)
+        if len(live) >= _KEPT * len(dirty):
+            return state
+        return state.pick(filled(live, self._arithmetic))
+
+    def _split(self, node: Conv, state: _State) -> list[_State]:
+        """Trials with small and with large changes apart, where that saves enough arithmetic."""
+        extent = state.patches[node.inputs[0]].extent
+        most = extent.amax(1, keepdim=True)
+        small = (2 * extent <= most + 1).all(0)
+        (few,), (many,) = (torch.nonzero(part, as_tuple=True) for part in (small, ~small))
+        if not len(few) or not len(many):
+            return [state]
+        saved = area(node, most[:, 0]) - area(node, extent[:, few].amax(1))
+        shape = node.conv
+        each = 2 * shape.K * shape.R * shape.S * shape.C // shape.groups
+        if len(few) * saved * each < _WORTH:
+            return [state]
+        return [state.pick(filled(part, self._arithmetic)) for part in (few, many)]
 
     def _compute(
         self, node: Node, changed: Mapping[str, _Patch], golden: Mapping[str, Maps], image: Tensor
@@ -176,7 +250,7 @@ class Propagation:
             output = self._arithmetic.run(node, inputs)
         values = by_pixel(output).contiguous()
         window = part.output if part else Window.whole(golden[node.name].size, image)
-        return _Patch(window, values, _differs(values, golden[node.name].window(image, window)))
+        return _Patch.of(window, values, golden[node.name].window(image, window))
 
     def _exact(self, node: Conv, window: Window) -> bool:
         key = (node.name, window.height, window.width)
@@ -229,8 +303,10 @@ def bits(values: Tensor) -> Tensor:
 
 
 def _differs(new: Tensor, golden: Tensor) -> Tensor:
-    """``(n,)`` whether any bit differs."""
-    a, b = new.flatten(1), golden.flatten(1)
-    if a.shape[1] * a.element_size() % _WORD == 0:
-        return (a.view(torch.int64) != b.view(torch.int64)).any(1)
-    return (bits(a) != bits(b)).any(1)
+    """``(n, height, width)`` whether any bit of a pixel ``(..., C)`` differs."""
+    words = new.shape[3] * new.element_size() % _WORD == 0
+    a, b = (
+        flat.view(torch.int64) if words else bits(flat)
+        for flat in (new.flatten(), golden.flatten())
+    )
+    return (a != b).view(*new.shape[:3], -1).any(3)
