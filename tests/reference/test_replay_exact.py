@@ -234,6 +234,20 @@ def host_sums():
     )
 
 
+def odd_sigmoids():
+    """A host node of 9 elements an image: vectors of 16 or 32 end at another place in each."""
+
+    def forward(m, x):
+        return m.fc(torch.sigmoid(m.second(m.first(x))).flatten(1))
+
+    return Made(
+        forward,
+        first=nn.Conv2d(3, 4, 3, stride=2),
+        second=nn.Conv2d(4, 1, 3),
+        fc=nn.Linear(9, 3),
+    )
+
+
 NETS = {
     "lenet5": (lenet5, (1, 28, 28)),
     "everything": (everything, (3, 29, 41)),
@@ -246,6 +260,7 @@ NETS = {
     "shuffled channels": (shuffled_channels, (3, 8, 8)),
     "rows of pixels": (rows_of_pixels, (3, 8, 8)),
     "host sums": (host_sums, (3, 12, 12)),
+    "odd sigmoids": (odd_sigmoids, (3, 11, 11)),
     "linear layers": (
         lambda: nn.Sequential(
             nn.Flatten(), nn.Linear(36, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 5)
@@ -499,6 +514,21 @@ def test_golden_rows_have_the_same_bits_in_any_block(same_bits):
 
 def shuffle(x):
     return x.flip(1).sigmoid()
+
+
+@pytest.mark.parametrize("shape", [(9,), (1, 1, 9), (3, 5, 7), (2, 3)])
+def test_host_rows_depend_on_neither_place_nor_strides(shape, same_bits):
+    node = Host("n", ("x",), shape, "shuffle", shuffle)
+    x = torch.randn(48, *shape, generator=torch.Generator().manual_seed(0))
+    turned = x.permute(*range(x.ndim - 1, -1, -1)).contiguous().permute(*range(x.ndim - 1, -1, -1))
+    rows = torch.randperm(48, generator=torch.Generator().manual_seed(1))
+
+    found = compute(node, [x])
+
+    assert torch.allclose(found, shuffle(x))
+    assert same_bits(compute(node, [turned]), found)
+    for part in (rows, rows[:16], rows[:3], rows[:1]):
+        assert same_bits(compute(node, [x[part]]), found[part])
 
 
 def grown(pick):

@@ -162,10 +162,26 @@ def compute(node: Node, values: Sequence[Tensor]) -> Tensor:
         case PadChannels():
             return F.pad(x, (0, 0, 0, 0, node.before, node.after))
         case Host():
-            # a library may sum in the order of the strides, which depend on who computed the values
-            return node.call(*(v.clone(memory_format=torch.contiguous_format) for v in values))
+            return _image_by_image(node, values)
         case _:
             raise UnsupportedModelError(f"Node '{node.name}' ({type(node).__name__}) cannot run.")
+
+
+def _image_by_image(node: Host, values: Sequence[Tensor]) -> Tensor:
+    """A host operation on one image after the other, each in the same order in memory.
+
+    Libraries round by strides and by the place in a batch: torch computes the last elements of a
+    sigmoid without vectors. Every image runs beside itself, as the batch was when it was exported,
+    because a batch of one can mean something else (``squeeze``).
+    """
+
+    def alone(image: int) -> Tensor:
+        pair = (
+            value[[image, image]].clone(memory_format=torch.contiguous_format) for value in values
+        )
+        return node.call(*pair)[:1]
+
+    return torch.cat([alone(image) for image in range(len(values[0]))])
 
 
 def _pool(node: Pool, x: Tensor) -> Tensor:
