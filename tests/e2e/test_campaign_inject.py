@@ -109,7 +109,7 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(parts, tmp_path, number_forma
 
 def test_a_finished_store_is_read_without_replay(campaign, parts, monkeypatch):
     _, path = campaign
-    monkeypatch.setattr("rasp.campaign.runner.Replay", None)
+    monkeypatch.setattr("rasp.campaign.job.Replay", None)
     again = inject(*parts, spec_of(parts), path)
     assert again.overall == read(path).overall
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rasp.faults.bits import flip as flip_float
 from rasp.faults.context import LayerContext
 from rasp.faults.effects import Upsets, change_sums, saturating_sum
+from rasp.faults.values import LayerValues
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Conv, Input, Network
 from rasp.network.int8_converter import Converter
@@ -275,7 +276,7 @@ def engine_sums(context, network, x, signal, *columns):
     shape = context.conv.conv
     sums = network.arithmetic.accumulate(context.conv, x[None]).reshape(1, shape.K, -1)
     arrays = (np.array([value], dtype=np.int64) for value in columns)
-    change = change_sums(context, Upsets(signal, *arrays), x[None], sums)
+    change = change_sums(Upsets(signal, *arrays), LayerValues.of(context, x[None]))
     result = {(k, p): int(sums[0, k, p]) for k in range(shape.K) for p in range(shape.pixels)}
     for k, p, golden, faulty in zip(*(c.tolist() for c in change[1:]), strict=True):
         assert golden == result[k, p]
@@ -397,7 +398,7 @@ def test_floating_point_sums_flip_in_their_own_bits(number_format, signal, value
     taps = torch.stack([products[:8].sum(), products[8:].sum()])
     for bit in (10, 22, 25, 31):
         arrays = (np.array([entry]) for entry in (n, 2, 0, bit, 0))
-        change = change_sums(context, Upsets(signal, *arrays), x, sums)
+        change = change_sums(Upsets(signal, *arrays), LayerValues.of(context, x))
         before = value(taps, n).float()
         step = flip_float(before, torch.tensor(bit)).double() - before.double()
         assert change.kernel.tolist() == [2]
@@ -414,9 +415,8 @@ def test_a_lost_lane_keeps_what_comes_after_in_floating_point(number_format):
     arithmetic = FloatArithmetic(number_format)
     context = LayerContext(conv, arithmetic, load("nv_small"))
     x = arithmetic.encode(torch.ones(1, 11, 1, 1))
-    sums = arithmetic.accumulate(conv, x).reshape(1, 3, 1)
     rest = arithmetic.operands(conv)[1, 8:, 0, 0].float().sum().item()
     for n, expected in ((0, rest), (1, 0.0)):
         arrays = (np.array([entry]) for entry in (n, 1, 0, 0, -1))
-        change = change_sums(context, Upsets(Signal("valid"), *arrays), x, sums)
+        change = change_sums(Upsets(Signal("valid"), *arrays), LayerValues.of(context, x))
         assert change.faulty.item() == pytest.approx(expected, abs=1e-6)

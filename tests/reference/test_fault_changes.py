@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rasp.faults.bits import flip, pattern
 from rasp.faults.models import FAULT_MODELS, FIDELITY_MODELS, LayerContext
+from rasp.faults.values import LayerValues
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Conv, Input, Network
 from rasp.network.int8_ops import Int8Arithmetic
@@ -165,11 +166,10 @@ def test_sparse_change_is_what_flipping_and_summing_again_gives(name, number_for
     context = LayerContext(conv, network.arithmetic, load("nv_small"))
     values = network.trace(images)
     x, y = values["input"], values["layer"].reshape(TRIALS, shape.K, shape.pixels)
-    sums = network.arithmetic.accumulate(conv, x).reshape(y.shape)
     model = FAULT_MODELS[name]
     sites = model.draw(context, words(seed % 1000, "test", 0, TRIALS, 8))
 
-    change = model.change(context, sites, x, sums, y)
+    change = model.change(sites, LayerValues.of(context, x))
 
     got = y.clone(memory_format=torch.contiguous_format)
     got.reshape(TRIALS, -1)[change.row, change.element] = change.value
@@ -201,12 +201,10 @@ def test_elements_in_reach_appear_once(name, number_format):
     shape = ConvShape("layer", C=4, H=6, W=7, K=10, R=3, S=3, padding=(1, 1))
     network, conv, images = build(shape, None, 1, number_format)
     context = LayerContext(conv, network.arithmetic, load("nv_small"))
-    values = network.trace(images)
-    x, y = values["input"], values["layer"].reshape(TRIALS, shape.K, shape.pixels)
-    sums = network.arithmetic.accumulate(conv, x).reshape(y.shape)
+    values = LayerValues.of(context, network.trace(images)["input"])
     sites = FAULT_MODELS[name].draw(context, words(5, "test", 0, TRIALS, 8))
 
-    change = FAULT_MODELS[name].change(context, sites, x, sums, y)
+    change = FAULT_MODELS[name].change(sites, values)
 
     pairs = torch.stack([change.row, change.element], dim=1)
     assert len(pairs) == len(pairs.unique(dim=0))
@@ -217,14 +215,12 @@ def test_reach_of_16_is_the_kernel_group_and_the_stripe():
     shape = ConvShape("layer", C=4, H=6, W=7, K=10, R=3, S=3, padding=(1, 1))
     network, conv, images = build(shape, None, 1, "fp32")
     context = LayerContext(conv, network.arithmetic, load("nv_small"))
-    values = network.trace(images)
-    x, y = values["input"], values["layer"].reshape(TRIALS, shape.K, shape.pixels)
-    sums = network.arithmetic.accumulate(conv, x).reshape(y.shape)
+    values = LayerValues.of(context, network.trace(images)["input"])
 
     reach = {}
     for name in ("INPUT16", "WEIGHT16"):
         sites = FAULT_MODELS[name].draw(context, words(5, "test", 0, TRIALS, 8))
-        change = FAULT_MODELS[name].change(context, sites, x, sums, y)
+        change = FAULT_MODELS[name].change(sites, values)
         reach[name] = set(torch.bincount(change.row, minlength=TRIALS).tolist())
 
     assert reach == {"INPUT16": {8, 2}, "WEIGHT16": {16, 8, 10}}

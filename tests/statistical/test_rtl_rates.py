@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ from rasp.campaign.runner import inject, specify
 from rasp.faults.models import nvdla_mix
 from rasp.faults.population import Stratum
 from rasp.faults.records import read_layers, read_records
+from rasp.faults.sampling import draw
 from rasp.nvdla.config import load
 from rasp.nvdla.layout import shares
 from rasp.nvdla.signals import locate
 from rasp.replay.engine import Replay
-from rasp.rng import words
 
 FOLDER = os.environ.get("RASP_RTL")
 pytestmark = pytest.mark.skipif(
@@ -73,8 +74,11 @@ def modelled(layer, group):
     found = layer_of(layer)
     label = torch.zeros(1, dtype=torch.int64)
     replay = Replay(found.network, load("nv_small"), found.x.float(), label, batch=512)
-    drawn = words(7, f"{layer} {group}", 0, TRIALS, 8)
-    _, outcomes = replay.run(Stratum(layer, group, 1.0), np.zeros(TRIALS, dtype=np.int64), drawn)
+    population = [Stratum(layer, group, 1.0)]
+    seed = crc32(f"{layer} {group}".encode())
+    _, outcomes = replay.run(
+        population, draw(population, images=1, seed=seed, trials=range(TRIALS))
+    )
     share = float((outcomes.changed > 0).mean())
     return Share(share, max(share, 1 / TRIALS) * (1 - share) / TRIALS)
 

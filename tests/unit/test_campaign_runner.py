@@ -1,16 +1,17 @@
-"""The runner with an injector whose outcomes are plain arithmetic on the random words."""
+"""The runner with an executor whose rows are plain arithmetic on the random words of a trial."""
 
 import sqlite3
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from rasp.campaign.job import COLUMNS, OUTCOMES, Rows, Task
 from rasp.campaign.result import read
 from rasp.campaign.runner import run_chunks
 from rasp.campaign.spec import CampaignSpec
-from rasp.campaign.store import COLUMNS, OUTCOMES, ImageFacts, StratumFacts, open_or_create
+from rasp.campaign.store import ImageFacts, StratumFacts, open_or_create
 from rasp.faults.population import Stratum
+from rasp.faults.sampling import draw
 from rasp.replay import outcomes as replay_outcomes
 
 SPEC = CampaignSpec(
@@ -32,45 +33,58 @@ POPULATION = (
 )
 
 
-class FakeReplay:
-    """Injects nothing: site and outcome are functions of the arguments, as a replay's must be."""
+class FakeExecutor:
+    """Injects nothing: site and outcome are functions of the trial, as a worker's must be.
 
-    def __init__(self, stop_after=None):
+    Tasks come back in the order of ``arrange``; ``ran`` counts the trials.
+    """
+
+    def __init__(self, stop_after=None, arrange=list):
+        self.ran = 0
         self.calls = 0
         self.stop_after = stop_after
+        self.arrange = arrange
 
-    def run(self, stratum, image, words):
-        if self.calls == self.stop_after:
-            raise KeyboardInterrupt
-        self.calls += 1
-        low = words.astype(np.int64) & 0xFFFF
-        sites = {
-            name: low[:, i] + len(stratum.layer)
-            for i, name in enumerate(("kernel", "channel", "r", "s", "pixel", "value"))
-        }
-        happened = {name: low[:, i % 8] % (i + 2) == 0 for i, name in enumerate(OUTCOMES)}
-        return (
-            SimpleNamespace(**sites, bit=low[:, 7] % 8 - (stratum.model == "RD") * 8),
-            SimpleNamespace(changed=image + 1, **happened),
-        )
+    def run(self, tasks, *, progress=lambda *_: None):
+        for task in self.arrange(list(tasks)):
+            if self.calls == self.stop_after:
+                raise KeyboardInterrupt
+            self.calls += 1
+            rows = self.rows(task)
+            self.ran += len(task.trials)
+            progress("replay", len(task.trials), len(task.trials), "conv1")
+            yield task, rows
+
+    @staticmethod
+    def rows(task):
+        trials = draw(POPULATION, images=SPEC.images, seed=SPEC.seed, trials=task.trials)
+        low = trials.words.astype(np.int64) & 0xFFFF
+        whole = np.array([len(stratum.layer) for stratum in POPULATION])[trials.stratum]
+        random = np.array([stratum.model == "RD" for stratum in POPULATION])[trials.stratum]
+        columns = {"trial": trials.index, "stratum": trials.stratum, "image": trials.image}
+        for i, name in enumerate(("kernel", "channel", "r", "s", "pixel", "value")):
+            columns[name] = low[:, i] + whole
+        columns["bit"] = np.where(random, -1, low[:, 7] % 8)
+        columns["changed"] = trials.image + 1
+        for i, name in enumerate(OUTCOMES):
+            columns[name] = low[:, i % 8] % (i + 2) == 0
+        table = np.column_stack([columns[name] for name in COLUMNS]).astype(np.int64)
+        return Rows(table, trials.weight)
 
 
 def facts():
     return (
-        [StratumFacts(*stratum) for stratum in map(as_tuple, POPULATION)],
+        [StratumFacts(stratum.layer, stratum.model, stratum.weight) for stratum in POPULATION],
         [ImageFacts(i, i, 0.5, 1.0) for i in range(SPEC.images)],
     )
 
 
-def as_tuple(stratum):
-    return stratum.layer, stratum.model, stratum.weight
-
-
-def run(path, *, chunk=100, injector=None, progress=None):
+def run(path, *, chunk=100, executor=None, progress=None):
     with open_or_create(path, SPEC, chunk=chunk) as store:
         store.describe(*facts())
+        tasks = [Task(number, store.span(number)) for number in store.missing()]
         extra = {} if progress is None else {"progress": progress}
-        run_chunks(injector or FakeReplay(), POPULATION, store, **extra)
+        run_chunks(executor or FakeExecutor(), store, tasks, **extra)
 
 
 def rows(path):
@@ -100,31 +114,45 @@ def test_rows_do_not_depend_on_the_size_of_a_chunk(tmp_path, undisturbed, chunk)
     assert rows(tmp_path / "a.sqlite") == undisturbed
 
 
-@pytest.mark.parametrize("calls", [0, 1, 5, 14])
+@pytest.mark.parametrize("calls", [0, 1, 5, 9])
 def test_an_interrupted_run_resumes_to_the_same_rows(tmp_path, undisturbed, calls):
     path = tmp_path / "a.sqlite"
     with pytest.raises(KeyboardInterrupt):
-        run(path, injector=FakeReplay(stop_after=calls))
+        run(path, executor=FakeExecutor(stop_after=calls))
     kept = len(rows(path))
-    assert kept == 100 * (calls // len(POPULATION))
+    assert kept == 100 * calls
     assert not read(path).complete
-    resumed = FakeReplay()
-    run(path, injector=resumed)
+    resumed = FakeExecutor()
+    run(path, executor=resumed)
     assert rows(path) == undisturbed
-    assert resumed.calls == len(POPULATION) * (SPEC.trials - kept) // 100
+    assert resumed.ran == SPEC.trials - kept
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [lambda tasks: tasks[::-1], lambda tasks: tasks[1::2] + tasks[::2]],
+    ids=["backwards", "odd first"],
+)
+def test_chunks_may_come_back_in_any_order(tmp_path, undisturbed, arrange):
+    path = tmp_path / "a.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, executor=FakeExecutor(stop_after=4, arrange=arrange))
+    assert len(rows(path)) == 400
+    run(path, executor=FakeExecutor(arrange=arrange))
+    assert rows(path) == undisturbed
 
 
 def test_a_finished_campaign_injects_nothing_more(tmp_path):
     run(tmp_path / "a.sqlite")
-    again = FakeReplay()
-    run(tmp_path / "a.sqlite", injector=again)
+    again = FakeExecutor()
+    run(tmp_path / "a.sqlite", executor=again)
     assert again.calls == 0
 
 
 def test_progress_counts_trials_from_where_the_store_stands(tmp_path):
     path = tmp_path / "a.sqlite"
     with pytest.raises(KeyboardInterrupt):
-        run(path, injector=FakeReplay(stop_after=9))
+        run(path, executor=FakeExecutor(stop_after=3))
     events = []
     run(path, progress=lambda stage, done, total, detail="": events.append((stage, done, total)))
     done = [event[1] for event in events]

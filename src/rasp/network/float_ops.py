@@ -120,13 +120,23 @@ def convolve(conv: Conv, x: Tensor, weight: Tensor, *, padded: bool = False) -> 
     full = cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with full if x.is_cuda else nullcontext():
         return F.conv2d(
-            x.contiguous(memory_format=torch.channels_last),
+            channels_last(x),
             weight.contiguous(memory_format=torch.channels_last),
             stride=shape.stride,
             padding=(0, 0) if padded else shape.padding,
             dilation=shape.dilation,
             groups=shape.groups,
         )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` with the strides of channels-last order, also those of axes of length 1.
+
+    Strides that reach nothing are kept by ``contiguous``, and oneDNN's choice of a kernel, and with
+    it the rounding, was seen to depend on them.
+    """
+    by_pixel = x.permute(0, 2, 3, 1)
+    return by_pixel.reshape(len(x), -1).view(by_pixel.shape).permute(0, 3, 1, 2)
 
 
 def clamp(x: Tensor, clip: Clip | None) -> Tensor:
@@ -156,9 +166,26 @@ def compute(node: Node, values: Sequence[Tensor]) -> Tensor:
         case PadChannels():
             return F.pad(x, (0, 0, 0, 0, node.before, node.after))
         case Host():
-            return node.call(*values)
+            return _image_by_image(node, values)
         case _:
             raise UnsupportedModelError(f"Node '{node.name}' ({type(node).__name__}) cannot run.")
+
+
+def _image_by_image(node: Host, values: Sequence[Tensor]) -> Tensor:
+    """A host operation on one image after the other, each in the same order in memory.
+
+    Libraries round by strides and by the place in a batch: torch computes the last elements of a
+    sigmoid without vectors. Every image runs beside itself, as the batch was when it was exported,
+    because a batch of one can mean something else (``squeeze``).
+    """
+
+    def alone(image: int) -> Tensor:
+        pair = (
+            value[[image, image]].clone(memory_format=torch.contiguous_format) for value in values
+        )
+        return node.call(*pair)[:1]
+
+    return torch.cat([alone(image) for image in range(len(values[0]))])
 
 
 def _pool(node: Pool, x: Tensor) -> Tensor:

@@ -182,8 +182,9 @@ def exact(arithmetic: Arithmetic, conv: Conv, height: int, width: int) -> bool:
     """Whether windows of a convolution's output have the bits of the whole map.
 
     Integers always do. Floating-point libraries may sum in another order for another size: oneDNN
-    was seen to do so for windows of one pixel in 1 x 1 convolutions and for no other. It is tried
-    on random maps, with batches in multiples of 16 as everywhere.
+    was seen to do so for single pixels, for one input channel, and where padding is not that of an
+    odd kernel that keeps the map's size. It is tried on random maps, with batches in multiples of
+    16 as everywhere.
     """
     if arithmetic.format == "int8":
         return True

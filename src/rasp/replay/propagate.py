@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rasp.network.graph import Conv, Network, Node
+from rasp.network.maps import by_pixel
 from rasp.network.windows import Window, area, exact, filled, touched
 
 if TYPE_CHECKING:
@@ -297,8 +298,7 @@ class Propagation:
             output = self._arithmetic.run_window(node, inputs[0])
         else:
             output = self._arithmetic.run(node, inputs)
-        output = output.view(*output.shape, 1, 1) if output.ndim == 2 else output
-        values = output.permute(0, 2, 3, 1).contiguous()
+        values = by_pixel(output).contiguous()
         window = part.output if part else Window.whole(golden[node.name].size, image)
         return _Patch.of(window, values, golden[node.name].window(image, window))
 

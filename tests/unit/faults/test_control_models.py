@@ -5,8 +5,10 @@ import torch
 
 from rasp.faults.context import LayerContext
 from rasp.faults.models import CONTROL_MODELS, FIDELITY_MIX, nvdla_mix
+from rasp.faults.values import LayerValues
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Conv
+from rasp.network.maps import Maps
 from rasp.nvdla.config import load
 from rasp.nvdla.shapes import ConvShape
 from rasp.rng import words
@@ -23,7 +25,9 @@ def context():
 
 
 def faulty(context, name, sites, y):
-    change = CONTROL_MODELS[name].change(context, sites, torch.empty(0), torch.empty(0), y)
+    unread = Maps.of(torch.empty(N, 4, 6, 7))
+    values = LayerValues(context, unread, Maps.of(y.view(N, 20, 6, 7)), torch.arange(N))
+    change = CONTROL_MODELS[name].change(sites, values)
     got = y.clone().flatten(1)
     got[change.row, change.element] = change.value
     return got.view_as(y)

@@ -133,9 +133,9 @@ def test_a_network_without_layers_has_no_population():
 )
 def test_any_cut_of_the_work_draws_the_same_trials(seed, start, cut):
     population = [Stratum("a", "RD", 0.3), Stratum("b", "RD", 0.7)]
-    whole = draw(population, images=9, seed=seed, start=start, count=50)
-    head = draw(population, images=9, seed=seed, start=start, count=cut)
-    tail = draw(population, images=9, seed=seed, start=start + cut, count=50 - cut)
+    whole = draw(population, images=9, seed=seed, trials=range(start, start + 50))
+    head = draw(population, images=9, seed=seed, trials=range(start, start + cut))
+    tail = draw(population, images=9, seed=seed, trials=range(start + cut, start + 50))
 
     for name in ("index", "stratum", "image", "words"):
         joined = np.concatenate([getattr(head, name), getattr(tail, name)])
@@ -147,7 +147,7 @@ def test_frequencies_follow_the_weights():
     from scipy import stats
 
     population = [Stratum("a", "RD", 0.05), Stratum("b", "RD", 0.25), Stratum("c", "RD", 0.7)]
-    trials = draw(population, images=7, seed=3, start=0, count=200_000)
+    trials = draw(population, images=7, seed=3, trials=range(200_000))
 
     found = np.bincount(trials.stratum)
     assert stats.chisquare(found, np.array([0.05, 0.25, 0.7]) * 200_000).pvalue > 1e-4
@@ -162,7 +162,7 @@ def test_sites_are_uniform_over_bits(lenet, name):
 
     from rasp.faults.models import LayerContext
 
-    trials = draw([Stratum("conv2", name, 1.0)], images=5, seed=1, start=0, count=64_000)
+    trials = draw([Stratum("conv2", name, 1.0)], images=5, seed=1, trials=range(64_000))
     layer = lenet.layers[1]
     context = LayerContext(layer, lenet.arithmetic, load("nv_small"))
     sites = FIDELITY_MODELS[name].draw(context, trials.words)

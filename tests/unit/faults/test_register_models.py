@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from scipy import stats
 from rasp.faults.context import LayerContext
 from rasp.faults.models import FAULT_MODELS, REGISTER_MODELS, nvdla_mix
 from rasp.faults.population import Stratum
+from rasp.faults.sampling import draw
+from rasp.faults.values import LayerValues
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Conv, Flatten, Input, Network
 from rasp.network.int8_ops import Int8Arithmetic
@@ -118,11 +122,10 @@ def test_every_model_replays_in_every_format(name, number_format, accelerator):
     network = build(number_format)
     images = torch.randn(6, *network.input_shape, generator=torch.Generator().manual_seed(1))
     head = Replay(network, load(accelerator), images, torch.zeros(6, dtype=torch.int64))
-    image = np.arange(256) % 6
-    drawn = words(2, name, 0, 256, 8)
+    population = [Stratum("layer", name, 1.0)]
 
-    sites, outcomes = head.run(Stratum("layer", name, 1.0), image, drawn)
-    again = head.run(Stratum("layer", name, 1.0), image[200:], drawn[200:])[1]
+    sites, outcomes = head.run(population, draw(population, images=6, seed=2, trials=range(256)))
+    _, again = head.run(population, draw(population, images=6, seed=2, trials=range(200, 256)))
 
     assert not outcomes.changed[~hits(sites)].any()
     assert np.array_equal(outcomes.changed[200:], again.changed)
@@ -156,16 +159,12 @@ def test_reach_is_the_same_in_every_format(name, number_format, kernels, pixels)
     shape = layer.conv.conv
     network = build(number_format)
     images = torch.randn(1, *network.input_shape, generator=torch.Generator().manual_seed(1))
-    values = network.trace(images)
+    one = LayerValues.of(layer, network.trace(images)["input"])
     n = 2000
-    x = values["input"].expand(n, -1, -1, -1)
-    y = values["layer"].reshape(1, shape.K, -1).expand(n, -1, -1)
-    sums = network.arithmetic.accumulate(layer.conv, values["input"]).reshape(1, shape.K, -1)
+    values = replace(one, image=one.image.expand(n))
     model = REGISTER_MODELS[name]
 
-    change = model.change(
-        layer, model.draw(layer, words(4, name, 0, n, 8)), x, sums.expand(n, -1, -1), y
-    )
+    change = model.change(model.draw(layer, words(4, name, 0, n, 8)), values)
 
     kernel, pixel = change.element // shape.pixels, change.element % shape.pixels
     widths = np.zeros(2, dtype=int)

@@ -13,6 +13,7 @@ from rasp.faults.context import LayerContext
 from rasp.faults.models import REGISTER_MODELS
 from rasp.faults.records import read_layers, read_records
 from rasp.faults.sites import Sites
+from rasp.faults.values import LayerValues
 from rasp.nvdla.config import load
 from rasp.nvdla.cycles import layer_window
 from rasp.nvdla.layout import shares
@@ -51,10 +52,8 @@ def test_every_bit_of_every_input_and_weight_passes_each_stage_once(name):
 
 def changed(context, layer, sites):
     """Sums and outputs of one flipped byte, by the model and the whole layer run again."""
-    shape = layer.conv.conv
-    y = layer.network.trace(layer.x.float())[layer.conv.name].reshape(1, shape.K, -1)
-    sums = context.arithmetic.accumulate(layer.conv, layer.x).reshape(1, shape.K, -1)
-    found = MODEL.change(context, sites, layer.x, sums, y)
+    y = layer.network.trace(layer.x.float())[layer.conv.name]
+    found = MODEL.change(sites, LayerValues.of(context, layer.x))
     kept = found.value != y.flatten()[found.element]
     return dict(zip(found.element[kept].tolist(), found.value[kept].tolist(), strict=True))
 

@@ -1,5 +1,7 @@
 """Replay against running the whole network again, and what outcomes mean."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import nn
 from rasp import zoo
 from rasp.errors import ConfigError
 from rasp.faults.models import FAULT_MODELS, FIDELITY_MIX, LayerContext
-from rasp.faults.population import strata
+from rasp.faults.population import Stratum, strata
 from rasp.faults.sampling import draw
+from rasp.faults.values import LayerValues
 from rasp.network.float_ops import FloatArithmetic
-from rasp.network.graph import Conv, Input
+from rasp.network.graph import Conv
 from rasp.network.lower import lower
+from rasp.network.maps import Maps
 from rasp.nvdla.config import load
 from rasp.quantization.calibrate import quantize
 from rasp.replay.engine import Replay
@@ -32,56 +36,40 @@ def network_of(name, number_format):
     return network.with_arithmetic(FloatArithmetic(number_format)), images
 
 
-def whole_run(network, images, layer, output):
-    """Logits of a full execution in which one layer's output is replaced."""
-    values = {}
-    for node in network.nodes:
-        if isinstance(node, Input):
-            values[node.name] = network.arithmetic.encode(images)
-        elif node.name == layer:
-            values[node.name] = output
-        else:
-            inputs = [values[name] for name in node.inputs]
-            values[node.name] = network.arithmetic.run(node, inputs)
-    return network.arithmetic.decode(network.output, values[network.output])
-
-
 @pytest.mark.parametrize("number_format", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", ["lenet5", "resnet20"])
-def test_replay_equals_full_execution(name, number_format):
+def test_replay_equals_full_execution(name, number_format, whole_run):
     network, images = network_of(name, number_format)
     labels = torch.arange(N) % 10
     config = load("nv_small")
     population = strata(network, config, models=FIDELITY_MIX)
     replay = Replay(network, config, images, labels, batch=5)
-    trials = draw(population, images=N, seed=4, start=0, count=160)
+    trials = draw(population, images=N, seed=4, trials=range(160))
     golden = network.trace(images)
+
+    _, outcomes = replay.run(population, trials)
 
     for index in np.unique(trials.stratum):
         (chosen,) = np.nonzero(trials.stratum == index)
         stratum = population[index]
         image = trials.image[chosen]
-        sites, outcomes = replay.run(stratum, image, trials.words[chosen])
-
         layer = network[stratum.layer]
         assert isinstance(layer, Conv)
         context = LayerContext(layer, network.arithmetic, config)
-        x = golden[layer.inputs[0]][image]
-        y = golden[layer.name][image].reshape(len(image), layer.conv.K, -1)
-        sums = network.arithmetic.accumulate(layer, golden[layer.inputs[0]])[image]
-        change = FAULT_MODELS[stratum.model].change(context, sites, x, sums.reshape(y.shape), y)
-        faulty = y.clone().reshape(len(image), -1)
+        x, y = golden[layer.inputs[0]], golden[layer.name]
+        values = LayerValues(context, Maps.of(x), Maps.of(y), torch.from_numpy(image))
+        model = FAULT_MODELS[stratum.model]
+        change = model.change(model.draw(context, trials.words[chosen]), values)
+        faulty = y[image].reshape(len(image), -1).clone()
         faulty[change.row, change.element] = change.value
-        shape = (len(image), *layer.shape)
-        block = torch.arange(-(-len(image) // 16) * 16) % len(image)
-        logits = whole_run(network, images[image][block], layer.name, faulty.reshape(shape)[block])
+        output = faulty.reshape(len(image), *layer.shape)
+        logits = whole_run(network, images[image], layer.name, output)
         reference = golden[network.output][image]
         reference = network.arithmetic.decode(network.output, reference)
-        expected = classify(
-            reference, logits[: len(image)], labels[image], torch.from_numpy(outcomes.changed)
-        )
+        count = torch.from_numpy(outcomes.changed[chosen])
+        expected = classify(reference, logits, labels[image], count)
         for outcome in OUTCOMES:
-            got = getattr(outcomes, outcome)
+            got = getattr(outcomes, outcome)[chosen]
             assert np.array_equal(got, getattr(expected, outcome)), (stratum, outcome)
 
 
@@ -90,14 +78,15 @@ def test_rows_depend_on_neither_batch_nor_order_nor_memory(number_format):
     network, images = network_of("resnet20", number_format)
     labels = torch.arange(N) % 10
     config = load("nv_small")
-    (stratum,) = strata(network, config, models={"RD_BFLIP": 1.0}, layers=["layer1.0.conv1"])
-    trials = draw([stratum], images=N, seed=0, start=0, count=40)
+    population = strata(network, config, models={"RD_BFLIP": 1.0}, layers=["layer1.0.conv1"])
+    trials = draw(population, images=N, seed=0, trials=range(40))
     whole = Replay(network, config, images, labels, batch=16)
     cut = Replay(network, config, images, labels, batch=3, memory=0)
     order = np.random.default_rng(0).permutation(40)
+    mixed = replace(trials, **{f.name: getattr(trials, f.name)[order] for f in fields(trials)})
 
-    _, first = whole.run(stratum, trials.image, trials.words)
-    _, second = cut.run(stratum, trials.image[order], trials.words[order])
+    _, first = whole.run(population, trials)
+    _, second = cut.run(population, mixed)
 
     assert first.masked.sum() < 40
     for outcome in ("changed", *OUTCOMES):
@@ -111,16 +100,41 @@ def test_a_fault_in_an_unread_channel_is_masked_and_one_in_the_logits_is_not():
     images = torch.randn(4, 1, 2, 2)
     network = lower(model, images)
     replay = Replay(network, load("nv_small"), images, torch.zeros(4, dtype=torch.int64))
-    population = strata(network, load("nv_small"), models={"RD_BFLIP": 1.0})
-    trials = draw(population, images=4, seed=0, start=0, count=400)
 
-    conv, head = population
-    sites, outcomes = replay.run(conv, trials.image, trials.words)
+    def injected(layer):
+        population = strata(network, load("nv_small"), models={"RD_BFLIP": 1.0}, layers=[layer])
+        return replay.run(population, draw(population, images=4, seed=0, trials=range(400)))
+
+    sites, outcomes = injected("0")
     finite = ~outcomes.due & (sites.bit < 30)
     assert outcomes.masked[(sites.kernel == 1) & finite].all()
     assert not outcomes.masked[(sites.kernel == 0) & (sites.bit > 25)].any()
-    _, direct = replay.run(head, trials.image, trials.words)
+    _, direct = injected("2")
     assert not direct.masked.any()
+
+
+def test_a_population_of_another_network_is_refused():
+    network, images = network_of("lenet5", "fp32")
+    replay = Replay(network, load("nv_small"), images, torch.arange(N) % 10)
+    population = [Stratum("conv9", "RD", 1.0)]
+
+    with pytest.raises(ConfigError, match="'conv9'"):
+        replay.run(population, draw(population, images=N, seed=0, trials=range(3)))
+
+
+def test_progress_hears_of_every_trial_once():
+    network, images = network_of("lenet5", "int8")
+    replay = Replay(network, load("nv_small"), images, torch.arange(N) % 10, batch=4, memory=0)
+    population = strata(network, load("nv_small"), models=FIDELITY_MIX)
+    trials = draw(population, images=N, seed=0, trials=range(100))
+    heard = []
+
+    replay.run(population, trials, progress=lambda *event: heard.append(event))
+
+    done = [event[1] for event in heard]
+    assert done == sorted(set(done))
+    assert done[-1] == 100
+    assert {event[3] for event in heard} <= {layer.name for layer in network.layers}
 
 
 def test_outcomes_of_hand_made_logits():
