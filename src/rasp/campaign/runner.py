@@ -49,6 +49,9 @@ def specify(
     layers: Sequence[str] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
+    sampling: str = "uniform",
+    margin: float | None = None,
+    outcome: str = "sdc1",
 ) -> CampaignSpec:
     """The specification of a campaign on these objects.
 
@@ -65,6 +68,9 @@ def specify(
         layers: layers that faults are drawn in; all if ``None``.
         seed: with a trial's number, all that decides what it draws.
         confidence: two-sided level of the intervals.
+        sampling: ``"uniform"`` or ``"adaptive"``.
+        margin: half-width of the interval of ``outcome`` at which to stop.
+        outcome: what ``margin`` and adaptive sampling are about.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -85,6 +91,9 @@ def specify(
             "trials": trials,
             "seed": seed,
             "confidence": confidence,
+            "sampling": sampling,
+            "margin": margin,
+            "outcome": outcome,
         }
     )
 

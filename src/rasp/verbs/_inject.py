@@ -52,6 +52,9 @@ def inject(
     weights: str | Path | None = None,
     calibration: int = loading.CALIBRATION_IMAGES,
     confidence: float = CONFIDENCE,
+    sampling: str = "uniform",
+    margin: float | None = None,
+    outcome: str = "sdc1",
     shard: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -67,7 +70,7 @@ def inject(
     Args:
         model: checkpoint directory or name.
         format: ``fp32``, ``fp16`` or ``int8``; ``int8`` for a quantised checkpoint, else ``fp32``.
-        trials: faults to inject.
+        trials: faults to inject, the most of them with a ``margin``.
         images: test images they are injected in.
         faults: population that faults are drawn from: ``fidelity``, ``nvdla`` (every datapath
             flip-flop of the accelerator) or ``memory`` (its convolution buffer).
@@ -82,6 +85,9 @@ def inject(
         weights: weight file for a name.
         calibration: training images for INT8 scales.
         confidence: level of the intervals.
+        sampling: ``uniform``, or ``adaptive`` to draw most where failures are, with weights.
+        margin: half-width of the interval of ``outcome`` at which to stop.
+        outcome: what ``margin`` and ``adaptive`` are about.
         shard: ``k/N`` runs the ``k``-th of ``N`` parts of the campaign in a directory of its own;
             :func:`rasp.verbs.merge` joins them.
         seed: of the images, and with the trial's number all that decides a trial.
@@ -134,6 +140,9 @@ def inject(
         layers=layers,
         seed=seed,
         confidence=confidence,
+        sampling=sampling,
+        margin=margin,
+        outcome=outcome,
     )
     target = runs.directory(out, f"inject-{loaded.name}")
     label = name or loaded.label
@@ -166,6 +175,9 @@ def inject(
         accelerator=accelerator,
         calibration=calibration,
         confidence=confidence,
+        sampling=None if sampling == "uniform" else sampling,
+        margin=margin,
+        outcome=None if outcome == "sdc1" else outcome,
         shard=shard,
         seed=seed,
     )
