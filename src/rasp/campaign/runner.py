@@ -16,6 +16,7 @@ from rasp.campaign.store import CHUNK, ImageFacts, StratumFacts, open_or_create
 from rasp.errors import ConfigError
 from rasp.network.digest import digest
 from rasp.progress import silent
+from rasp.replay.golden import golden_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rasp.progress import Progress
     from rasp.replay.golden import GoldenRun
 
+_LARGE = 4
 _CHUNKS_EACH = 4  # at least, of a worker
 
 
@@ -146,7 +148,8 @@ def inject(
     others = elsewhere(job, workers=workers, ray=ray)
     with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
         if chunk is None:
-            chunk = _chunk(spec.trials, others.slots if others else 1)
+            fits = golden_bytes(network) * len(images) <= job.memory
+            chunk = _chunk(spec.trials, others.slots if others else 1, fits=fits)
         with open_or_create(store_path, spec, chunk=chunk, shard=shard) as store:
             if store.missing():
                 worker = Worker(job)
@@ -209,9 +212,13 @@ def run_chunks(
         progress(title, finished, asked)
 
 
-def _chunk(trials: int, slots: int) -> int:
-    """Trials of a chunk, so many that all workers have the last ones at about the same time."""
-    return CHUNK if slots == 1 else max(1, min(CHUNK, -(-trials // (_CHUNKS_EACH * slots))))
+def _chunk(trials: int, slots: int, *, fits: bool) -> int:
+    """Trials of a chunk, so many that all workers have the last ones at about the same time.
+
+    Golden tensors that do not fit in memory are computed once a chunk, which is larger then.
+    """
+    most = CHUNK if fits else _LARGE * CHUNK
+    return most if slots == 1 else max(1, min(most, -(-trials // (_CHUNKS_EACH * slots))))
 
 
 def _image_facts(golden: GoldenRun, labels: Tensor) -> list[ImageFacts]:
