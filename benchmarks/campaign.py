@@ -4,10 +4,10 @@
 
 ResNet-18 in its CIFAR shape with random weights and calibrated batch-norms, one thread. fp32:
 ``RD_BFLIP``, layers drawn by their cycles on nv_small, neurons and bits uniformly. INT8: the
-register-level population of nv_small. Baselines run the plain module: a bare forward hook (one fault
-an image, any layer) at its best batch size and memory format, PyTorchFI 0.6.0 and MRFI 2.1.0 in an
-environment of their own (``--peers DIR``, made if it is not there), and the loop of a golden and a
-faulty run at batch 1 with hooks set anew for every trial. Rates are trials per CPU-second; ours
+register-level population of nv_small. Baselines run the plain module: a bare forward hook (one
+fault an image, any layer) at its best batch size and memory format, PyTorchFI 0.6.0 and MRFI 2.1.0
+in an environment of their own (``--peers DIR``, made if it is not there), and the loop of a golden
+and a faulty run at batch 1 with hooks set anew for every trial. Rates are trials per CPU-second; ours
 include drawing, replay and classification, and leave the golden run out (``golden_seconds``).
 
 Statistical efficiency is the variance of uniform sampling over that of adaptive sampling at equal
@@ -90,8 +90,8 @@ def convolutions(model):
 
 def flip_one(output, index, rng):
     """Invert a random bit of a random element of one image's output, in place."""
-    flat = output[index].view(-1) if output.is_contiguous() else output[index].permute(1, 2, 0)
-    flat = flat.reshape(-1).view(torch.int32) if not output.is_contiguous() else flat.view(torch.int32)
+    one = output[index] if output.is_contiguous() else output[index].permute(1, 2, 0)
+    flat = one.view(-1).view(torch.int32)
     bit = np.uint32(1) << np.uint32(rng.integers(32))
     flat[int(rng.integers(flat.numel()))] ^= int(bit.astype(np.int32))
 
@@ -178,15 +178,17 @@ class Counted:
     def __init__(self, arithmetic):
         self.operations, self.seconds = 0.0, 0.0
         run, run_window = type(arithmetic).run, type(arithmetic).run_window
+        inside = []
 
         def timed(call, node, *inputs):
+            if inside or not hasattr(node, "conv"):
+                return call(arithmetic, node, *inputs)
+            inside.append(node)
             start = time.process_time()
             output = call(arithmetic, node, *inputs)
-            if hasattr(node, "conv"):
-                shape = node.conv
-                self.seconds += time.process_time() - start
-                taps = shape.R * shape.S * shape.C // shape.groups
-                self.operations += 2.0 * output.numel() * taps
+            self.seconds += time.process_time() - start
+            shape = inside.pop().conv
+            self.operations += 2.0 * output.numel() * shape.R * shape.S * shape.C // shape.groups
             return output
 
         object.__setattr__(arithmetic, "run", lambda node, inputs: timed(run, node, inputs))
@@ -256,9 +258,7 @@ def efficiency(number_format, models, trials, images):
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "store.sqlite"
         found = inject(network, chosen, labels, ACCELERATOR, spec, path).contents.tallies
-    rate = weighted_rate(
-        None, found.happened("sdc1"), found.trials, found.weight, found.square
-    )
+    rate = weighted_rate(None, found.happened("sdc1"), found.trials, found.weight, found.square)
     return {"efficiency": rate.n_effective / rate.n, "sdc1": str(rate), "events": rate.events}
 
 
@@ -271,7 +271,7 @@ def measure(options):
     int8_job = job(int8, images, labels, nvdla_mix(ACCELERATOR))
     fp32, registers = Ours(fp32_job), Ours(int8_job)
     strata = fp32.worker.population
-    by_layer = {name: 0.0 for name in dict.fromkeys(s.layer for s in strata)}
+    by_layer = dict.fromkeys((stratum.layer for stratum in strata), 0.0)
     for stratum in strata:
         by_layer[stratum.layer] += stratum.weight
     modules = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]

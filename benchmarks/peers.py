@@ -63,7 +63,8 @@ def mrfi(model, images, shares, seconds, batch):
         }
     )
     injector = MRFI(model, config)
-    layers = [injector.get_activation_configs(is_out=True, module_name=name) for name in names(model)]
+    configs = injector.get_activation_configs
+    layers = [configs(is_out=True, module_name=name) for name in names(model)]
     for layer in layers:
         layer.enabled = False
     rng, trials, start = np.random.default_rng(0), 0, time.process_time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,8 @@ from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
 from rasp.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 SCHEMA_VERSION: Final = 1
@@ -182,18 +184,32 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         PrerequisiteError: the disk is full, or the path cannot be written.
     """
+    with staged(path) as new:
+        new.write_bytes(content)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` for a file that replaces it, on disk and whole, if the body succeeds.
+
+    Args:
+        path: file to write; its directory is made if it does not exist.
+
+    Raises:
+        PrerequisiteError: the disk is full, or the path cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise PrerequisiteError(f"Cannot write '{path}': {error.strerror}.") from error
+            reason = error.strerror or error
+            raise PrerequisiteError(f"Cannot write '{path}': {reason}.") from error
         raise

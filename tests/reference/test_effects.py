@@ -20,7 +20,8 @@ from rasp.faults.effects import Upsets, change_sums, saturating_sum
 from rasp.faults.values import LayerValues
 from rasp.network.float_ops import FloatArithmetic
 from rasp.network.graph import Conv, Input, Network
-from rasp.network.int8_ops import Converter, Int8Arithmetic, Int8Layer
+from rasp.network.int8_converter import Converter
+from rasp.network.int8_ops import Int8Arithmetic, Int8Layer
 from rasp.nvdla.config import load
 from rasp.nvdla.shapes import ConvShape
 from rasp.nvdla.signals import Signal

@@ -152,6 +152,8 @@ def with_state(directory, content):
         (2, "--seed", ("inject", "--seed", str(2**70))),
         (2, "Unknown device 'gpu'", ("inject", "--device", "gpu")),
         (2, "Unknown device 'meta'", ("prune", *HALF, "--device", "meta")),
+        (2, "--workers", ("inject", "--workers", "0")),
+        (2, "exclude each other", ("inject", "--workers", "2", "--ray", "local")),
         (2, "fresh weights", ("train", "--data", "digits")),
     ],
 )
@@ -181,6 +183,12 @@ def test_device_that_is_not_there(fails, trained):
         ("inject", "--model", trained / "dense"),
     ):
         fails(3, "'cuda' cannot be used", *line, "--device", "cuda")
+
+
+def test_ray_that_is_not_installed(fails, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = "pip install 'torch-rasp[ray]'"
+    fails(3, words, "inject", "--model", trained / "dense", "--ray", "local")
 
 
 def test_name_that_is_neither_a_model_nor_a_directory(fails):

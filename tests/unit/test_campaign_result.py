@@ -49,7 +49,7 @@ def result(rows, tmp_path_factory):
     with open_or_create(path, SPEC, chunk=TRIALS) as store:
         facts = [ImageFacts(i % 10, i % 10 if i else 9, 0.5, 1.0) for i in range(IMAGES)]
         store.describe(STRATA, facts)
-        store.commit(0, rows)
+        store.commit(0, rows, np.ones(TRIALS))
     return read(path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rasp.campaign import store
+from rasp.campaign import reader, store
 from rasp.campaign.spec import CampaignSpec
 from rasp.campaign.store import COLUMNS, ImageFacts, StratumFacts, open_or_create
 from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
@@ -39,12 +39,36 @@ def rows_of(span):
     return rows
 
 
+def weight_of(span):
+    return np.random.default_rng(1).uniform(0.5, 2, 1000)[span.start : span.stop]
+
+
+def put(opened, *chunks):
+    """Commit chunks as a campaign would."""
+    for chunk in chunks:
+        span = opened.span(chunk)
+        opened.commit(chunk, rows_of(span), weight_of(span))
+
+
 def fill(path, chunks=None, spec=SPEC):
     with open_or_create(path, spec, chunk=10) as opened:
         opened.describe(STRATA, IMAGES)
-        for chunk in opened.missing() if chunks is None else chunks:
-            opened.commit(chunk, rows_of(opened.span(chunk)))
+        put(opened, *(opened.missing() if chunks is None else chunks))
     return path
+
+
+class Rounds(CampaignSpec):
+    """A campaign of three rounds, as adaptive sampling has them."""
+
+    def rounds(self):
+        return range(12), range(12, 20), range(20, 25)
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """A specification whose store is cut at the ends of its rounds, also when it is read."""
+    monkeypatch.setattr("rasp.campaign.reader.CampaignSpec", Rounds)
+    return Rounds(**SPEC.model_dump())
 
 
 def trials_in(path):
@@ -69,7 +93,10 @@ def path(tmp_path):
 
 def test_what_is_committed_is_read_back_row_for_row(path):
     fill(path)
-    assert trials_in(path) == [tuple(row) for row in rows_of(range(25)).tolist()]
+    span = range(25)
+    assert trials_in(path) == [
+        (*row, weight) for row, weight in zip(rows_of(span).tolist(), weight_of(span), strict=True)
+    ]
 
 
 def test_the_trials_view_names_layer_and_model(path):
@@ -94,16 +121,46 @@ def test_a_chunk_committed_twice_is_there_once(path):
 
 
 def test_a_chunk_of_the_wrong_trials_is_a_programming_error(path):
-    with open_or_create(path, SPEC, chunk=10) as opened, pytest.raises(ValueError, match="chunk 1"):
-        opened.commit(1, rows_of(range(10)))
+    span = range(10)
+    with open_or_create(path, SPEC, chunk=10) as opened:
+        for columns, weight in (
+            (rows_of(span), weight_of(span)),
+            (rows_of(range(10, 20)), weight_of(range(9))),
+        ):
+            with pytest.raises(ValueError, match="chunk 1"):
+                opened.commit(1, columns, weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stratum", -1), ("image", 2**24), ("bit", -2), ("bit", 254), ("sdc1", 2)],
+)
+def test_a_value_that_no_summary_can_hold_is_a_programming_error(path, name, value):
+    columns = rows_of(range(10))
+    columns[3, COLUMNS.index(name)] = value
+    with open_or_create(path, SPEC, chunk=10) as opened:
+        with pytest.raises(ValueError, match="must be at least 0 and below"):
+            opened.commit(0, columns, weight_of(range(10)))
+        assert opened.missing() == (0, 1, 2)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf])
+def test_a_weight_that_is_no_weight_is_a_programming_error(path, weight):
+    with (
+        open_or_create(path, SPEC, chunk=10) as opened,
+        pytest.raises(ValueError, match="positive and finite"),
+    ):
+        opened.commit(0, rows_of(range(10)), np.full(10, weight))
 
 
 def test_a_commit_that_fails_half_way_leaves_no_row(path):
-    broken = rows_of(range(10)).astype(object)
-    broken[7, 5] = "not a number"
     with open_or_create(path, SPEC, chunk=10) as opened:
+        opened._connection.execute(
+            "CREATE TEMP TRIGGER half_way BEFORE INSERT ON injections WHEN NEW.trial = 7 "
+            "BEGIN SELECT RAISE(ABORT, 'half way'); END"
+        )
         with pytest.raises(sqlite3.IntegrityError):
-            opened.commit(0, broken)
+            put(opened, 0)
         assert opened.missing() == (0, 1, 2)
     assert trials_in(path) == []
 
@@ -122,12 +179,96 @@ def test_tallies_add_up_to_the_rows(path):
         assert events[chosen].sum() == column[rows[:, 2] == 2].sum()
 
 
+@pytest.mark.parametrize("batch", [16, 48, 2**20])
+def test_tallies_sum_up_every_combination(path, monkeypatch, batch):
+    monkeypatch.setattr("rasp.campaign.contents._BATCH", batch)
+    tallies = store.read(fill(path)).tallies
+    rows, weight = rows_of(range(25)), weight_of(range(25))
+    kernel, pixel = (rows[:, COLUMNS.index(name)] for name in ("kernel", "pixel"))
+    flags = [*rows[:, -len(store.OUTCOMES) :].T, (kernel >= 0) | (pixel >= 0)]
+    outcomes = sum(flag.astype(int) << i for i, flag in enumerate(flags))
+    expected = {}
+    keys = zip(rows[:, 1], rows[:, COLUMNS.index("bit")], rows[:, 2], outcomes, strict=True)
+    for key, w in zip(keys, weight, strict=True):
+        expected.setdefault(key, []).append(w)
+    assert list(zip(*tallies[:4], strict=True)) == sorted(expected)
+    for index, key in enumerate(sorted(expected)):
+        weights = np.array(expected[key])
+        assert tallies.trials[index] == len(weights)
+        assert tallies.weight[index] == pytest.approx(weights.sum(), rel=1e-14)
+        assert tallies.square[index] == pytest.approx((weights**2).sum(), rel=1e-14)
+
+
+def test_tallies_do_not_depend_on_the_size_of_a_chunk(path, monkeypatch):
+    monkeypatch.setattr("rasp.campaign.contents._BATCH", 7 * 16)
+    expected = store.read(fill(path)).tallies
+    other = path.with_name("other.sqlite")
+    with open_or_create(other, SPEC, chunk=4) as opened:
+        opened.describe(STRATA, IMAGES)
+        put(opened, *reversed(opened.missing()))
+    for one, two in zip(expected, store.read(other).tallies, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_chunks_are_cut_at_the_ends_of_rounds(path, rounds):
+    fill(path, chunks=[1, 2], spec=rounds)
+    with open_or_create(path, rounds) as opened:
+        assert opened.missing() == (0, 3)
+        assert [opened.span(chunk) for chunk in range(4)] == [
+            *(range(10), range(10, 12)),
+            *(range(12, 20), range(20, 25)),
+        ]
+        with pytest.raises(ValueError, match="chunks 0 to 3"):
+            opened.span(4)
+
+
+def test_a_plan_is_recorded_once(path, rounds):
+    with open_or_create(path, rounds, chunk=10) as opened:
+        assert opened.plan(1) is None
+        opened.record_plan(1, b"so many of each")
+        opened.record_plan(1, b"so many of each")
+        with pytest.raises(StoreMismatchError, match="round 1"):
+            opened.record_plan(1, b"other")
+    with open_or_create(path, rounds) as opened:
+        assert opened.plan(1) == b"so many of each"
+
+
+def test_tallies_of_the_first_rounds_leave_out_later_trials(path, rounds):
+    fill(path, chunks=[0, 1, 3], spec=rounds)
+    with open_or_create(path, rounds) as opened:
+        assert opened.tallies(0).trials.sum() == 0
+        assert opened.tallies(1).trials.sum() == 12
+        assert opened.tallies().trials.sum() == 17
+        with pytest.raises(ValueError, match="not complete"):
+            opened.tallies(2)
+
+
+def test_a_campaign_that_stopped_early_misses_nothing(path, rounds):
+    fill(path, chunks=[0, 1, 2], spec=rounds)
+    assert store.read(path).stopped is None
+    with open_or_create(path, rounds) as opened:
+        opened.finish(20)
+        opened.finish(20)
+        assert opened.missing() == ()
+        assert opened.trials == 20
+        with pytest.raises(ValueError, match="stopped after 20"):
+            put(opened, 3)
+    assert store.read(path).stopped == 20
+
+
+@pytest.mark.parametrize(("chunks", "trials"), [([0, 1], 20), ([0, 1, 2], 12), ([0], 10)])
+def test_a_campaign_stops_only_where_its_trials_end_with_a_round(path, rounds, chunks, trials):
+    fill(path, chunks=chunks, spec=rounds)
+    with open_or_create(path, rounds) as opened, pytest.raises(ValueError, match=str(trials)):
+        opened.finish(trials)
+
+
 def test_a_store_can_be_read_while_it_is_filled(path):
     with open_or_create(path, SPEC, chunk=10) as opened:
         opened.describe(STRATA, IMAGES)
-        opened.commit(0, rows_of(opened.span(0)))
+        put(opened, 0)
         assert store.read(path).tallies.trials.sum() == 10
-        opened.commit(1, rows_of(opened.span(1)))
+        put(opened, 1)
         assert store.read(path).tallies.trials.sum() == 20
 
 
@@ -158,7 +299,7 @@ def test_a_store_of_another_spec_is_refused_and_untouched(path, change):
 def test_a_store_with_rows_still_in_its_log_is_refused_and_untouched(path):
     with open_or_create(path, SPEC, chunk=10) as opened:
         opened.describe(STRATA, IMAGES)
-        opened.commit(0, rows_of(opened.span(0)))
+        put(opened, 0)
         before = fingerprint(path.parent)
         assert f"{path.name}-wal" in before
         with pytest.raises(StoreMismatchError, match="seed"):
@@ -191,17 +332,22 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def foreign(path):
+def sql(path, statement, *values):
     with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE meta (key, value)")
+        connection.execute(statement, values)
     connection.close()
+
+
+def foreign(path):
+    sql(path, "CREATE TABLE meta (key, value)")
 
 
 def other_schema(path):
-    fill(path)
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
+    sql(fill(path), "PRAGMA user_version = 99")
+
+
+def first_schema(path):
+    sql(fill(path), "PRAGMA user_version = 1")
 
 
 def cut_short(path):
@@ -214,24 +360,55 @@ def cut_inside_a_page(path):
     os.truncate(path, 5000)
 
 
-def overwritten(path):
+def cut_by_a_byte(path):
     fill(path)
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size - 4096)
-        file.write(b"\xff" * 4096)
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def cut_inside_the_header(path):
+    fill(path)
+    os.truncate(path, 50)
 
 
 def bad_spec(path):
-    fill(path)
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE meta SET value = '{}' WHERE key = 'spec'")
-    connection.close()
+    sql(fill(path), "UPDATE meta SET value = '{}' WHERE key = 'spec'")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [garbage, empty, foreign, other_schema, cut_short, cut_inside_a_page, overwritten, bad_spec],
-)
+def bad_chunk_size(path):
+    sql(fill(path), "UPDATE meta SET value = 'ten' WHERE key = 'chunk'")
+
+
+def short_summary(path):
+    sql(fill(path), "UPDATE chunks SET summary = substr(summary, 1, 150) WHERE chunk = 1")
+
+
+def summary_of_another_stratum(path):
+    entry = np.array([(2 << 40, 1.0)] * 10, dtype="<i8,<f8")
+    sql(fill(path), "UPDATE chunks SET summary = ? WHERE chunk = 1", entry.tobytes())
+
+
+def summary_without_weights(path):
+    entry = np.array([(1 << 32, 0.0)] * 10, dtype="<i8,<f8")
+    sql(fill(path), "UPDATE chunks SET summary = ? WHERE chunk = 1", entry.tobytes())
+
+
+def overwritten_summary(path):
+    sql(fill(path), "UPDATE chunks SET summary = ? WHERE chunk = 1", b"\xff" * 160)
+
+
+def chunk_that_cannot_be(path):
+    sql(fill(path), "INSERT INTO chunks VALUES (7, 10, zeroblob(160))")
+
+
+DAMAGES = [
+    *(garbage, empty, foreign, other_schema, first_schema, bad_spec, bad_chunk_size),
+    *(cut_short, cut_inside_a_page, cut_by_a_byte, cut_inside_the_header),
+    *(short_summary, summary_of_another_stratum, summary_without_weights, overwritten_summary),
+    chunk_that_cannot_be,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_file_that_is_no_whole_store_is_refused_and_untouched(path, damage):
     damage(path)
     before = fingerprint(path.parent)
@@ -240,6 +417,36 @@ def test_a_file_that_is_no_whole_store_is_refused_and_untouched(path, damage):
     assert str(path) in str(caught.value)
     with pytest.raises(StoreMismatchError):
         store.read(path)
+    assert fingerprint(path.parent) == before
+
+
+def overwritten(path):
+    fill(path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 4096)
+        file.write(b"\xff" * 4096)
+
+
+def changed_row(path):
+    sql(fill(path), "UPDATE injections SET sdc1 = 1 - sdc1 WHERE trial = 13")
+
+
+def changed_weight(path):
+    sql(fill(path), "UPDATE injections SET weight = weight + 0.001 WHERE trial = 13")
+
+
+def lost_row(path):
+    sql(fill(path), "DELETE FROM injections WHERE trial = 13")
+
+
+@pytest.mark.parametrize("damage", [overwritten, changed_row, changed_weight, lost_row])
+def test_a_store_whose_rows_are_not_its_summary_is_not_filled_on(path, damage):
+    damage(path)
+    before = fingerprint(path.parent)
+    with pytest.raises(StoreMismatchError, match="damaged"):
+        open_or_create(path, SPEC)
+    with pytest.raises(StoreMismatchError, match="damaged"), reader.opened(path) as source:
+        list(map(source.rows, source.present()))
     assert fingerprint(path.parent) == before
 
 
@@ -258,8 +465,8 @@ def test_a_killed_driver_leaves_its_chunks_and_no_lock(path):
         from test_campaign_store import *
         opened = open_or_create({str(path)!r}, SPEC, chunk=10)
         opened.describe(STRATA, IMAGES)
-        opened.commit(0, rows_of(opened.span(0)))
-        opened._connection.execute("INSERT INTO chunks VALUES (1, 10)")
+        put(opened, 0)
+        opened._connection.execute("INSERT INTO chunks VALUES (1, 10, x'')")
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -283,22 +490,6 @@ def test_a_store_can_be_moved(path):
     shutil.move(path, moved)
     fill(moved)
     assert len(trials_in(moved)) == 25
-
-
-def test_a_full_disk_keeps_what_was_finished(path):
-    with open_or_create(path, SPEC, chunk=10) as opened:
-        opened.describe(STRATA, IMAGES)
-        opened.commit(0, rows_of(opened.span(0)))
-        [(pages,)] = opened._connection.execute("PRAGMA page_count")
-        opened._connection.execute(f"PRAGMA max_page_count = {pages}")
-        big = SPEC.model_copy(update={"trials": 4000})
-        opened.spec, opened.chunk = big, 1000
-        block = np.zeros((1000, len(COLUMNS)), dtype=np.int64)
-        block[:, 0] = np.arange(1000, 2000)
-        with pytest.raises(PrerequisiteError, match="full"):
-            opened.commit(1, block)
-    with open_or_create(path, SPEC) as opened:
-        assert opened.missing() == (1, 2)
 
 
 def test_a_place_that_cannot_hold_a_store_is_one_sentence(tmp_path):

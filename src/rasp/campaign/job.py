@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rasp.campaign.spec import CampaignSpec
+    from rasp.faults.population import Stratum
     from rasp.faults.sampling import Plan
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
+    from rasp.replay.golden import SharedGolden
 
 _SITE = COLUMNS[COLUMNS.index("kernel") : COLUMNS.index("changed")]
 
@@ -58,7 +60,7 @@ class Job:
         accelerator: what it runs on.
         images: ``(N, C, H, W)`` normalised.
         labels: ``(N,)`` int64.
-        batch: trials that are followed at once.
+        batch: trials that are followed at once; chosen by the size of the maps if ``None``.
         device: torch device.
         memory: bytes of golden tensors a worker holds.
     """
@@ -68,9 +70,24 @@ class Job:
     accelerator: AcceleratorConfig
     images: Tensor
     labels: Tensor
-    batch: int = 128
+    batch: int | None = None
     device: str = "cpu"
     memory: int = MEMORY
+
+    def population(self) -> tuple[Stratum, ...]:
+        """What trials are drawn from.
+
+        Raises:
+            ConfigError: a layer or a fault model that there is not.
+        """
+        whole = strata(
+            self.network,
+            self.accelerator,
+            models=self.spec.fault_models,
+            layer_weights=self.spec.layer_weights,
+            layers=self.spec.layers,
+        )
+        return by_bits(whole, self.network, self.accelerator)
 
 
 class Worker:
@@ -78,18 +95,12 @@ class Worker:
 
     Args:
         job: the campaign.
+        golden: golden tensors another worker of the same job has shared.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, golden: SharedGolden | None = None) -> None:
         self._spec = job.spec
-        whole = strata(
-            job.network,
-            job.accelerator,
-            models=job.spec.fault_models,
-            layer_weights=job.spec.layer_weights,
-            layers=job.spec.layers,
-        )
-        self.population = by_bits(whole, job.network, job.accelerator)
+        self.population = job.population()
         self.replay = Replay(
             job.network,
             job.accelerator,
@@ -98,6 +109,7 @@ class Worker:
             batch=job.batch,
             device=job.device,
             memory=job.memory,
+            golden=golden,
         )
 
     def run(self, task: Task, *, progress: Progress = silent) -> Rows:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 from rasp import threads
 from rasp.campaign import result
-from rasp.campaign.executors import InProcess
+from rasp.campaign.executors import InProcess, elsewhere
 from rasp.campaign.job import Job, Task, Worker
 from rasp.campaign.rounds import Rounds, reached
 from rasp.campaign.spec import CampaignSpec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rasp.campaign.chunks import Shard
     from rasp.campaign.executors import Executor
     from rasp.campaign.result import CampaignResult
     from rasp.campaign.store import Store
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
     from rasp.replay.golden import GoldenRun
+
+_CHUNKS_EACH = 4  # at least, of a worker
 
 
 def specify(
@@ -45,6 +49,9 @@ def specify(
     layers: Sequence[str] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
+    sampling: str = "uniform",
+    margin: float | None = None,
+    outcome: str = "sdc1",
 ) -> CampaignSpec:
     """The specification of a campaign on these objects.
 
@@ -61,6 +68,9 @@ def specify(
         layers: layers that faults are drawn in; all if ``None``.
         seed: with a trial's number, all that decides what it draws.
         confidence: two-sided level of the intervals.
+        sampling: ``"uniform"`` or ``"adaptive"``.
+        margin: half-width of the interval of ``outcome`` at which to stop.
+        outcome: what ``margin`` and adaptive sampling are about.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -81,6 +91,9 @@ def specify(
             "trials": trials,
             "seed": seed,
             "confidence": confidence,
+            "sampling": sampling,
+            "margin": margin,
+            "outcome": outcome,
         }
     )
 
@@ -93,9 +106,12 @@ def inject(
     spec: CampaignSpec,
     store_path: str | Path,
     *,
-    chunk: int = CHUNK,
-    batch: int = 128,
+    chunk: int | None = None,
+    shard: Shard | None = None,
+    batch: int | None = None,
     device: str = "cpu",
+    workers: int = 1,
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> CampaignResult:
     """Run a campaign, or what is missing of it, and read its result.
@@ -110,27 +126,41 @@ def inject(
         accelerator: what it runs on.
         spec: what is asked; see :func:`specify`.
         store_path: SQLite file, made if it is not there.
-        chunk: trials of one transaction in a new store.
+        chunk: trials of one transaction in a new store; by default what keeps every worker busy.
+        shard: run this part of the campaign only, in a store of its own.
         batch: images or faults that run at once; it changes no row.
         device: torch device.
+        workers: processes of this machine that run chunks; 1 is this one.
+        ray: address of a Ray cluster that runs them instead, see
+            :class:`~rasp.campaign.executors.Ray`.
         progress: hears of finished trials.
 
     Raises:
-        ConfigError: the spec is not of these objects.
+        ConfigError: the spec is not of these objects, or an option has a value that is not allowed.
         StoreMismatchError: the store is of another campaign, damaged or in use.
-        PrerequisiteError: the disk is full.
+        PrerequisiteError: the disk is full, workers keep dying, or Ray is missing.
     """
     _check(spec, network, images, accelerator)
     job = Job(spec, network, accelerator, images, labels, batch=batch, device=device)
-    with threads.suited_to(network.macs), open_or_create(store_path, spec, chunk=chunk) as store:
-        if store.missing():
-            worker = Worker(job)
-            store.describe(
-                [StratumFacts(s.layer, s.model, float(s.weight)) for s in worker.population],
-                _image_facts(worker.replay.golden, labels),
-            )
-            rounds = Rounds(worker.population, worker.replay.golden.margin)
-            run_rounds(InProcess(worker), store, rounds, progress=progress)
+    job.population()  # its errors come before anything is written
+    others = elsewhere(job, workers=workers, ray=ray)
+    with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
+        if chunk is None:
+            chunk = _chunk(spec.trials, others.slots if others else 1)
+        with open_or_create(store_path, spec, chunk=chunk, shard=shard) as store:
+            if store.missing():
+                worker = Worker(job)
+                store.describe(
+                    [
+                        StratumFacts(s.layer, s.model, float(s.weight), s.bits)
+                        for s in worker.population
+                    ],
+                    _image_facts(worker.replay.golden, labels),
+                )
+                rounds = Rounds(worker.population, worker.replay.golden.margin)
+                executor = others or InProcess(worker)
+                del worker  # its golden tensors, unless it is the one that runs chunks
+                run_rounds(executor, store, rounds, progress=progress)
     return result.read(store_path)
 
 
@@ -165,17 +195,23 @@ def run_chunks(
     """
     spec = store.spec
     title = f"inject {spec.model} {spec.format}"
-    finished = store.finished()
+    asked = store.trials
+    finished = asked - sum(len(store.span(chunk)) for chunk in store.missing())
 
     def partly(stage: str, done: int, total: int, detail: str = "") -> None:
         del stage, total
-        progress(title, finished + done, spec.trials, detail)
+        progress(title, finished + done, asked, detail)
 
-    progress(title, finished, spec.trials)
+    progress(title, finished, asked)
     for task, rows in executor.run(tasks, progress=partly):
         store.commit(task.chunk, rows.columns, rows.weight)
         finished += len(task.trials)
-        progress(title, finished, spec.trials)
+        progress(title, finished, asked)
+
+
+def _chunk(trials: int, slots: int) -> int:
+    """Trials of a chunk, so many that all workers have the last ones at about the same time."""
+    return CHUNK if slots == 1 else max(1, min(CHUNK, -(-trials // (_CHUNKS_EACH * slots))))
 
 
 def _image_facts(golden: GoldenRun, labels: Tensor) -> list[ImageFacts]:

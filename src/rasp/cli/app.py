@@ -9,20 +9,30 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from rasp.cli.console import Console, Table
-from rasp.errors import ConfigError, RaspError
+from rasp.cli.campaigns import campaigns
+from rasp.cli.console import Console, Table, facts
+from rasp.cli.options import (
+    Accelerator,
+    Calibration,
+    Data,
+    DataDir,
+    Device,
+    Format,
+    Json,
+    Model,
+    Out,
+    Seed,
+    Trust,
+    Weights,
+)
+from rasp.errors import RaspError
 from rasp.runs import Interrupted
 
-if TYPE_CHECKING:
-    from rasp.statistics import Rate
-    from rasp.verbs import LayerInjected
-
-GATE_FAILED = 1
 MISSING = 3
 INTERRUPTED = 130
 
@@ -63,47 +73,6 @@ app = typer.Typer(
     help="Prune a CNN, quantise it, and measure how single-bit upsets in an NVDLA accelerator's "
     "datapath corrupt its answers.",
 )
-
-Model = Annotated[
-    str,
-    typer.Option(
-        help="Zoo name, checkpoint directory, package.module:factory, torchvision:NAME, timm:NAME."
-    ),
-]
-Injectable = Annotated[
-    str,
-    typer.Option(
-        help="Zoo name, checkpoint directory, package.module:factory, torchvision:NAME, timm:NAME; "
-        "rtl:FOLDER#LAYER for a layer of RTL records with its one input."
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Weight file (.safetensors, .pt, .pth, .th) for a name.")
-]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Data set; a checkpoint knows its own. See 'rasp ls data'."),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(envvar="RASP_DATA", help="Where data sets lie or are put.")
-]
-Out = Annotated[
-    Path | None, typer.Option(help="Directory to write or to go on in; a new one under runs/.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Trust = Annotated[
-    bool, typer.Option(help="Let a checkpoint import the package.module:factory it names.")
-]
-Device = Annotated[str, typer.Option(help="Torch device.")]
-Format = Annotated[
-    str | None,
-    typer.Option(help="fp32, fp16 or int8; by default int8 for a quantised checkpoint, else fp32."),
-]
-Calibration = Annotated[int, typer.Option(help="Training images to calibrate on.")]
-Accelerator = Annotated[
-    str, typer.Option(help="Configuration name or TOML file. See 'rasp ls accelerators'.")
-]
 
 
 @app.command()
@@ -158,7 +127,7 @@ def train(
         )
     console.result(
         found.to_dict(),
-        _facts(
+        facts(
             ("checkpoint", found.out),
             ("epochs", found.epochs),
             ("top-1, validation", found.validation),
@@ -202,7 +171,7 @@ def evaluate(
         )
     console.result(
         found.to_dict(),
-        _facts(
+        facts(
             ("model", found.model),
             ("data", f"{found.data}, {found.split} split"),
             ("format", found.format),
@@ -272,7 +241,7 @@ def prune(
     console.result(
         found.to_dict(),
         Table(["layer", ">channels", ">kept"], widths, notes=[*found.notes, ""]),
-        _facts(
+        facts(
             ("checkpoint", found.out),
             (
                 "MACs",
@@ -317,7 +286,7 @@ def quantize(
         )
     console.result(
         found.to_dict(),
-        _facts(
+        facts(
             ("checkpoint", found.out),
             ("top-1 fp32, validation", found.fp32),
             ("top-1 int8, validation", found.int8),
@@ -325,197 +294,7 @@ def quantize(
     )
 
 
-@app.command()
-def inject(
-    *,
-    model: Injectable,
-    format: Format = None,  # noqa: A002
-    trials: Annotated[int, typer.Option(help="Faults to inject.")] = 10_000,
-    images: Annotated[int, typer.Option(help="Test images to inject them in.")] = 200,
-    faults: Annotated[
-        str,
-        typer.Option(
-            help="fidelity, nvdla (every datapath flip-flop of the accelerator) or memory "
-            "(its convolution buffer)."
-        ),
-    ] = "fidelity",
-    fault_model: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME or NAME=WEIGHT, repeatable; instead of --faults."),
-    ] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option(help="Layer to inject in, repeatable; by default all.")
-    ] = None,
-    layer_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="cycles, window, storage, macs, neurons or uniform; by default window for "
-            "nvdla, storage for memory, else cycles."
-        ),
-    ] = None,
-    accelerator: Accelerator = "nv_small",
-    name: Annotated[str | None, typer.Option(help="Label in reports.")] = None,
-    weights: Weights = None,
-    data: Data = None,
-    calibration: Calibration = 256,
-    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    out: Out = None,
-    seed: Seed = 0,
-    data_dir: DataDir = None,
-    trust_factory: Trust = False,
-    device: Device = "cpu",
-    json: Json = False,
-) -> None:
-    """Inject single-bit upsets and count what becomes of the answers."""
-    from rasp import verbs
-
-    models = dict(map(_fault_model, fault_model)) if fault_model else None
-    if model.startswith("rtl:"):
-        own = {"--weights": weights, "--data": data, "--layer": layer, "--name": name}
-        if given := [option for option, value in own.items() if value]:
-            raise ConfigError(f"A recorded layer has its own tensors. Leave {given[0]} out.")
-        with Console(json_output=json) as console:
-            result = verbs.inject_layer(
-                model,
-                format=format,
-                trials=trials,
-                faults=faults,
-                fault_models=models,
-                accelerator=accelerator,
-                confidence=confidence,
-                out=out,
-                seed=seed,
-                device=device,
-                progress=console.progress,
-            )
-        _show_layer(console, result)
-        return
-    with Console(json_output=json) as console:
-        found = verbs.inject(
-            model,
-            format=format,
-            trials=trials,
-            images=images,
-            faults=faults,
-            fault_models=models,
-            layers=layer,
-            layer_weights=layer_weights,
-            accelerator=accelerator,
-            name=name,
-            weights=weights,
-            data=data,
-            calibration=calibration,
-            confidence=confidence,
-            out=out,
-            seed=seed,
-            data_dir=data_dir,
-            trust_factory=trust_factory,
-            device=device,
-            progress=console.progress,
-        )
-    arm = found.arm
-    console.result(
-        found.to_dict(),
-        Table(
-            ["outcome", ">per fault"],
-            [[name, str(rate)] for name, rate in arm.outcomes.items()],
-            notes=[""],
-        ),
-        _facts(
-            ("run", found.out),
-            ("top-1, test", arm.accuracy),
-            ("MACs", f"{arm.macs:,}"),
-            (f"cycles on {arm.accelerator}", f"{arm.cycles:,}"),
-            ("seed", seed),
-        ),
-    )
-
-
-@app.command()
-def report(
-    *,
-    runs: Annotated[list[Path], typer.Argument(help="Directories 'rasp inject' wrote.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    figures: Annotated[
-        Path | None, typer.Option(help="Directory for every figure as PDF and PNG.")
-    ] = None,
-    title: Annotated[
-        str, typer.Option(help="Heading.")
-    ] = "Reliability of pruned and quantised networks",
-    json: Json = False,
-) -> None:
-    """Write one self-contained HTML page from finished campaigns."""
-    from rasp import verbs
-
-    found = verbs.report(runs, out=out, figures=figures, title=title)
-    Console(json_output=json).result(
-        found.to_dict(),
-        _facts(
-            ("verdict", found.verdict),
-            ("report", found.out),
-            *(("figure", path) for path in found.figures),
-        ),
-    )
-
-
-@app.command()
-def fit(
-    *,
-    run: Annotated[Path, typer.Argument(help="Directory of 'rasp inject --faults nvdla'.")],
-    raw_fit_per_mbit: Annotated[
-        float, typer.Option(help="Upsets per 10^9 hours and 10^6 flip-flops.")
-    ],
-    memory_run: Annotated[
-        Path | None,
-        typer.Option(help="Directory of 'rasp inject --faults memory': count the buffer too."),
-    ] = None,
-    memory_raw_fit_per_mbit: Annotated[
-        float | None, typer.Option(help="The same for memory; the flip-flops' rate by default.")
-    ] = None,
-    clock_mhz: Annotated[float | None, typer.Option(help="Clock, for a frame rate.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second.")] = None,
-    json: Json = False,
-) -> None:
-    """Failures in time: raw rate, activity, failure rate, FIT; datapath and control apart."""
-    from rasp import verbs
-
-    found = verbs.fit(
-        run,
-        raw_fit_per_mbit=raw_fit_per_mbit,
-        memory_run=memory_run,
-        memory_raw_fit_per_mbit=memory_raw_fit_per_mbit,
-        clock_mhz=clock_mhz,
-        fps=fps,
-    )
-    Console(json_output=json).result(
-        found.to_dict(),
-        Table([*found.headings], found.rows, notes=["", *found.footnotes]),
-    )
-
-
-@app.command("rtl-check")
-def rtl_check(
-    *,
-    files: Annotated[
-        list[Path], typer.Argument(help="Records (JSON lines, gzipped or not); layers.json beside.")
-    ],
-    accelerator: Accelerator = "nv_small",
-    json: Json = False,
-) -> None:
-    """Compare the fault models with upsets simulated in NVDLA's RTL; exit 1 on a mismatch."""
-    from rasp.faults.rtl import check
-
-    found = check(files, accelerator=accelerator)
-    Console(json_output=json).result(
-        found.to_dict(),
-        Table(
-            ["register class", ">records", ">modelled", ">exact", ">mismatches"],
-            [[str(value) for value in row] for row in found.rows],
-            notes=["", *found.footnotes],
-        ),
-    )
-    if not found.ok:
-        raise typer.Exit(GATE_FAILED)
+app.add_typer(campaigns)
 
 
 @app.command("ls")
@@ -546,36 +325,3 @@ def list_names(
 def main() -> None:
     """Run the command line and exit with its code."""
     app()
-
-
-def _facts(*facts: tuple[str, Path | str | int | Rate]) -> Table:
-    return Table(["", ""], [[name, str(value)] for name, value in facts])
-
-
-def _show_layer(console: Console, found: LayerInjected) -> None:
-    rows = [[name, str(rate)] for name, rate in found.by_model.items()]
-    console.result(
-        found.to_dict(),
-        Table(
-            ["fault model", ">changes an output"], [*rows, ["all", str(found.changed)]], notes=[""]
-        ),
-        _facts(
-            ("run", found.out),
-            (f"cycles of layer {found.layer} on {found.accelerator}", f"{found.window:,}"),
-            ("hits a live value", found.activity),
-            ("intervals", "about this one input"),
-            ("seed", found.spec["seed"]),
-        ),
-    )
-
-
-def _fault_model(text: str) -> tuple[str, float]:
-    name, separator, weight = text.partition("=")
-    if not separator:
-        return name, 1.0
-    try:
-        return name, float(weight)
-    except ValueError:
-        raise ConfigError(
-            f"--fault-model takes NAME or NAME=WEIGHT, got '{text}'. Example: WEIGHT16=0.3."
-        ) from None

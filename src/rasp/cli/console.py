@@ -75,6 +75,11 @@ class Table:
         return drawn
 
 
+def facts(*rows: tuple[str, object]) -> Table:
+    """Names and values below one another."""
+    return Table(["", ""], [[name, str(value)] for name, value in rows])
+
+
 class Console:
     """Display of one command.
 

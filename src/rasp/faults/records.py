@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from rasp.errors import ConfigError, unknown_name
 from rasp.network.graph import Conv, Flatten, Input, Network
-from rasp.network.int8_ops import HIGH, LOW, Converter, Int8Arithmetic, Int8Layer
+from rasp.network.int8_converter import HIGH, LOW, Converter
+from rasp.network.int8_ops import Int8Arithmetic, Int8Layer
 from rasp.nvdla.shapes import ConvShape
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rasp.faults.bits import flip, flip_sum
 from rasp.network.float_ops import clamp
-from rasp.network.int8_ops import LOW, Int8Arithmetic
+from rasp.network.int8_converter import LOW
+from rasp.network.int8_ops import Int8Arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

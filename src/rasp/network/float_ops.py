@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from rasp.errors import UnsupportedModelError, unknown_name
 from rasp.network.graph import (
@@ -115,14 +117,16 @@ def convolve(conv: Conv, x: Tensor, weight: Tensor, *, padded: bool = False) -> 
     """
     shape = conv.conv
     x = x if padded else x.reshape(-1, shape.C, shape.H, shape.W)
-    return F.conv2d(
-        channels_last(x),
-        weight.contiguous(memory_format=torch.channels_last),
-        stride=shape.stride,
-        padding=(0, 0) if padded else shape.padding,
-        dilation=shape.dilation,
-        groups=shape.groups,
-    )
+    full = cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with full if x.is_cuda else nullcontext():
+        return F.conv2d(
+            channels_last(x),
+            weight.contiguous(memory_format=torch.channels_last),
+            stride=shape.stride,
+            padding=(0, 0) if padded else shape.padding,
+            dilation=shape.dilation,
+            groups=shape.groups,
+        )
 
 
 def channels_last(x: Tensor) -> Tensor:

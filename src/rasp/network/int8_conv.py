@@ -7,15 +7,18 @@ float64 beyond. All give the same integers.
 
 from __future__ import annotations
 
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from rasp.nvdla.shapes import ConvShape
 
-_EXACT = 2**24
+_EXACT = 2**24  # fp32 holds every integer up to it
 _INT32 = 2**31
 _OFFSET = 128  # int8 as uint8
 _LEAST_CHANNELS = 4  # with one channel a group, oneDNN's byte kernel was seen to give wrong sums
@@ -36,10 +39,17 @@ class ExactConv:
     """
 
     def __init__(self, shape: ConvShape, weight: Tensor) -> None:
-        self._shape = shape
-        self._weight = weight
-        self._reach = int(weight.long().abs().flatten(1).sum(1).amax())
-        self._packed: Tensor | None = None
+        self.shape = shape
+        self.weight = weight
+        wide = weight.long().flatten(1)
+        self.reach = int(wide.abs().sum(1).amax())
+        """Greatest sum of one kernel's absolute weights."""
+        # bytes are never negative: the weights of one sign bound their sum
+        self._side = int(torch.stack([wide.clamp_min(0), -wide.clamp_max(0)]).sum(2).amax())
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the packed weight, whose layout is this machine's."""
+        return {name: value for name, value in self.__dict__.items() if name != "bytes"}
 
     def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Exact integers ``(N, K, Ho, Wo)``, in fp32 where they stay below 2**24, else float64.
@@ -48,81 +58,135 @@ class ExactConv:
             x: int8 ``(N, C, H, W)`` or ``(N, C)``.
             padded: the padding is written out, and ``x`` may be any part of the map.
         """
-        shape = self._shape
-        rows, columns = shape.padding
-        x = x if padded else x.reshape(-1, shape.C, shape.H, shape.W)
-        if not padded and (rows or columns):
-            x = F.pad(x, (columns, columns, rows, rows))
-        wide = shape.C // shape.groups >= _LEAST_CHANNELS and self._reach * 255 < _INT32
-        if wide and x.device.type == "cpu" and _sums_bytes_exactly():
-            sums = self._bytes(x)
-            if sums is not None:
-                return sums
+        x = x if padded else self.pad(x)
+        kernel = self.bytes if x.device.type == "cpu" and len(x) else None
+        if kernel is not None:
+            data = kernel.encode(x)
+            if self._side * (255 if data.shifted else 127) < _EXACT:
+                sums = kernel(data.values)
+                return sums.sub_(kernel.correction) if data.shifted else sums
         return self._floats(x)
 
-    def _floats(self, x: Tensor) -> Tensor:
-        stride, dilation, groups = _geometry(self._shape)
-        exact = torch.float32 if self._reach * _OFFSET < _EXACT else torch.float64
-        weight = self._weight.to(exact)
-        return F.conv2d(x.to(exact), weight, None, stride, 0, dilation, groups)
+    def pad(self, x: Tensor) -> Tensor:
+        """The input ``(N, C, H, W)`` or ``(N, C)`` with the layer's padding written out."""
+        rows, columns = self.shape.padding
+        x = x.reshape(-1, self.shape.C, self.shape.H, self.shape.W)
+        return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
 
-    def _bytes(self, x: Tensor) -> Tensor | None:
-        """Sums by the byte kernel, ``None`` if one of them is too large for its fp32 result.
+    @cached_property
+    def bytes(self) -> ByteConv | None:
+        """The byte kernel, ``None`` where it cannot do this layer."""
+        shape = self.shape
+        wide = shape.groups == 1 or shape.C // shape.groups >= _LEAST_CHANNELS
+        if wide and self.reach * 255 < _INT32 and _sums_bytes_exactly():
+            return ByteConv(shape, self.weight)
+        return None
 
-        Padding is written out, and activations with a sign are shifted by 128 and the shift taken
-        off the sums again: oneDNN's own padding and zero points were seen to give wrong sums, or to
-        read out of bounds, where a window lies in the padding alone.
+    def at(self, x: Tensor, places: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Single sums, int64 ``(M,)``, of maps that need no padding.
+
+        Args:
+            x: int8 or uint8 ``(n, C, h, w)``.
+            places: image, row, column and kernel of each, int64 ``(M,)``.
         """
-        if self._packed is None:
-            self._packed = _pack(self._weight, self._shape)
-        shift = _OFFSET if int(x.amin()) < 0 else 0
-        x = x.contiguous(memory_format=torch.channels_last).view(torch.uint8)
-        sums = _byte_conv(x.bitwise_xor(shift) if shift else x, self._packed, self._shape)
-        proven = self._reach * 255 < _EXACT
-        if not proven and float(sums.abs().amax()) >= _EXACT:
-            return None
-        if shift:
-            sums -= shift * self._weight.flatten(1).sum(1, dtype=torch.float32).view(-1, 1, 1)
-            if not proven and float(sums.abs().amax()) >= _EXACT:
-                return None
-        return sums
+        shape = self.shape
+        image, row, column, kernel = places
+        windows = x.view(len(x), shape.groups, -1, *x.shape[2:])
+        for axis, size in enumerate((shape.R, shape.S)):
+            span = shape.dilation[axis] * (size - 1) + 1
+            windows = windows.unfold(3 + axis, span, shape.stride[axis])
+        windows = windows[..., :: shape.dilation[0], :: shape.dilation[1]]
+        group = kernel // (shape.K // shape.groups)
+        inputs: Tensor = windows[image, group, :, row, column]
+        return (inputs.int() * self.weight[kernel].int()).flatten(1).sum(1)
+
+    def _floats(self, x: Tensor) -> Tensor:
+        shape = self.shape
+        exact = torch.float32 if self.reach * _OFFSET < _EXACT else torch.float64
+        weight = self.weight.to(exact)
+        with cudnn.flags(enabled=False) if x.is_cuda else nullcontext():  # Winograd's sums round
+            return F.conv2d(
+                x.to(exact), weight, None, shape.stride, 0, shape.dilation, shape.groups
+            )
 
 
-def _geometry(shape: ConvShape) -> tuple[list[int], list[int], int]:
-    return list(shape.stride), list(shape.dilation), shape.groups
+class Bytes(NamedTuple):
+    """Activations as the byte kernel takes them.
+
+    Attributes:
+        values: uint8 ``(n, C, h, w)`` with channels last.
+        shifted: whether 128 was added to all, because one was negative.
+    """
+
+    values: Tensor
+    shifted: bool
 
 
-def _pack(weight: Tensor, shape: ConvShape) -> Tensor:
-    stride, dilation, groups = _geometry(shape)
-    packed: Tensor = torch.ops.onednn.qconv_prepack(
-        weight.contiguous(), torch.ones(len(weight)), 1.0, 0, stride, [0, 0], dilation, groups
-    )
-    return packed
+class ByteConv:
+    """oneDNN's uint8 x int8 kernel with 32-bit sums, used around its faults.
 
+    Padding is the caller's, and activations with a sign are shifted by 128, which the caller takes
+    off the results: oneDNN's own padding and zero points were seen to give wrong sums, or to read
+    out of bounds, where a window lies in the padding alone. Fewer than four channels become four.
+    """
 
-def _byte_conv(x: Tensor, packed: Tensor, shape: ConvShape) -> Tensor:
-    """uint8 x int8 without padding, sums in 32 bits, given out in fp32."""
-    stride, dilation, groups = _geometry(shape)
-    sums: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        x,
-        1.0,
-        0,
-        packed,
-        torch.ones(shape.K),
-        torch.zeros(shape.K, dtype=torch.int32),
-        None,
-        stride,
-        [0, 0],
-        dilation,
-        groups,
-        1.0,
-        0,
-        torch.float32,
-        "none",
-        [],
-        "",
-    )
-    return sums
+    def __init__(self, shape: ConvShape, weight: Tensor) -> None:
+        self._missing = max(0, _LEAST_CHANNELS - shape.C) if shape.groups == 1 else 0
+        self._geometry = list(shape.stride), [0, 0], list(shape.dilation), shape.groups
+        self._ones = torch.ones(shape.K)
+        self._zeros = torch.zeros(shape.K, dtype=torch.int32)
+        self._packed: Tensor = torch.ops.onednn.qconv_prepack(
+            self._widened(weight).contiguous(), self._ones, 1.0, 0, *self._geometry
+        )
+        self.correction = weight.flatten(1).sum(1).mul(_OFFSET).float().view(-1, 1, 1)
+        """What a shift of the activations adds to the sums, ``(K, 1, 1)``."""
+
+    def encode(self, x: Tensor) -> Bytes:
+        """int8 maps ``(n, C, h, w)`` as bytes."""
+        x = self._widened(x).contiguous(memory_format=torch.channels_last)
+        shifted = int(x.amin()) < 0
+        values = x.view(torch.uint8)
+        return Bytes(values.bitwise_xor(_OFFSET) if shifted else values, shifted)
+
+    def __call__(
+        self,
+        values: Tensor,
+        scale: Tensor | None = None,
+        offset: Tensor | None = None,
+        clip: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """Sums, or ``clip(sums * scale + offset)``, in fp32 with channels last.
+
+        Args:
+            values: uint8 as :meth:`encode` gives them.
+            scale: fp32 ``(K,)``.
+            offset: fp32 ``(K,)``.
+            clip: least and greatest result.
+        """
+        stride, padding, dilation, groups = self._geometry
+        results: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            values,
+            1.0,
+            0,
+            self._packed,
+            self._ones if scale is None else scale,
+            self._zeros,
+            offset,
+            stride,
+            padding,
+            dilation,
+            groups,
+            1.0,
+            0,
+            torch.float32,
+            "none" if clip is None else "hardtanh",
+            [] if clip is None else list(clip),
+            "",
+        )
+        return results
+
+    def _widened(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, self._missing)) if self._missing else x
 
 
 @cache
@@ -131,14 +195,19 @@ def _sums_bytes_exactly() -> bool:
 
     Instruction sets before VNNI add pairs of products in 16 bits; the largest operands show it.
     """
-    shape = ConvShape("probe", C=64, H=5, W=5, K=32, R=3, S=3)
+    shape = ConvShape("probe", C=64, H=7, W=7, K=32, R=3, S=3)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-1, 1, (32, 64, 3, 3), generator=generator).mul(255).add(127)
     weight = weight.clamp(-128, 127).to(torch.int8)
-    x = torch.randint(-1, 1, (2, 64, 5, 5), generator=generator).mul(255).add(127).to(torch.int8)
+    x = torch.randint(0, 2, (2, 64, 7, 7), generator=generator).mul(255).to(torch.uint8)
+    x = x.contiguous(memory_format=torch.channels_last)
     expected = F.conv2d(x.double(), weight.double())
+    scale, offset = torch.rand(2, 32, generator=generator).div(2**10)
+    scaled = expected * scale.double().view(-1, 1, 1) + offset.double().view(-1, 1, 1)
     try:
-        got = ExactConv(shape, weight)._bytes(x)  # noqa: SLF001
+        kernel = ByteConv(shape, weight)
+        sums, clipped = kernel(x), kernel(x, scale, offset, (-99.5, 99.5))
     except (AttributeError, NotImplementedError, RuntimeError):  # torch built without the kernel
         return False
-    return got is not None and torch.equal(got.double(), expected)
+    close = torch.allclose(clipped.double(), scaled.clamp(-99.5, 99.5), rtol=0, atol=2**-16)
+    return torch.equal(sums.double(), expected) and close

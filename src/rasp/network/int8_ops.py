@@ -21,7 +21,6 @@ from rasp.network.float_ops import compute
 from rasp.network.graph import (
     Activation,
     Add,
-    Clip,
     Concat,
     Conv,
     Flatten,
@@ -34,87 +33,28 @@ from rasp.network.graph import (
     moved,
 )
 from rasp.network.int8_conv import ExactConv
+from rasp.network.int8_converter import (
+    HIGH,
+    LOW,
+    OPERAND_MAX,
+    Converter,
+    add,
+    in_blocks,
+    round_half_away,
+)
+from rasp.network.int8_fused import FusedConv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rasp.nvdla.shapes import ConvShape
 
-LOW, HIGH = -128, 127
-_OPERAND_MAX = 2**15 - 1  # the SDP's multiplier operand, 16 bits signed
-_SHIFT_MAX = 63  # its 6-bit right shift
 _INT32 = 2**31
 _BIAS_MAX = 2**30  # golden sums stay below 2**30 too, so that only a fault can saturate
-_BLOCK = 1 << 15  # elements converted at a time, few enough that torch starts no threads
 _KERNEL_SPREAD = 256.0  # the smallest weight scale of a layer is at least its largest over this
 _RECIPROCAL_BITS = 16  # of the PDP's average
-_AWAY = 1 + 2.0**-50  # see round_half_away
 VIEWS = (Pool, Flatten, PadChannels, Concat)
 """Nodes whose output keeps the scale of their input."""
-
-
-@dataclass(frozen=True, slots=True)
-class Converter:
-    """Integer rescaling ``round(v * multiplier / 2**shift)``, half away from zero.
-
-    Attributes:
-        multiplier: ``(channels,)`` int64 in [-32767, 32767].
-        shift: 0 to 63.
-        low, high: clamp after it, within int8.
-    """
-
-    multiplier: Tensor
-    shift: int
-    low: int
-    high: int
-
-    @classmethod
-    def fit(cls, factors: Tensor, *, scale: float, clip: Clip | None, layer: str) -> Converter:
-        """The converter nearest to multiplying by ``factors`` that the SDP's fields can hold.
-
-        Raises:
-            ConfigError: no shift makes the factors fit; names the layer and the value.
-        """
-        largest = float(factors.abs().max())
-        if not 0 < largest < _OPERAND_MAX:
-            raise ConfigError(
-                f"Layer '{layer}' needs a rescaling by {largest:.4g}, the output converter holds "
-                f"more than 0 and less than {_OPERAND_MAX}. Recalibrate on images like the data."
-            )
-        shift = min(_SHIFT_MAX, math.floor(math.log2(_OPERAND_MAX / largest)))
-        multiplier = torch.round(factors.double() * 2.0**shift).long()
-        return cls(multiplier, shift, *_bounds(clip, scale))
-
-    def __call__(self, v: Tensor, channel: Tensor) -> Tensor:
-        """Integers below 2**31, held in float64, to int8; they are overwritten.
-
-        ``channel`` picks each value's multiplier, broadcastable to ``v``.
-        """
-        factor = self.multiplier.double() * (2.0**-self.shift * _AWAY)
-        return v.mul_(factor[channel]).round_().clamp_(self.low, self.high).to(torch.int8)
-
-
-def round_half_away(v: Tensor) -> Tensor:
-    """Round to the nearest integer, halves away from zero, as NVDLA's converters do.
-
-    Args:
-        v: float64 multiples of 2**-s below 2**(46 - s) for some s, which products of an int32
-            and a 15-bit multiplier are. Stretched by a factor of 1 + 2**-50, halves pass the
-            middle and nothing else does.
-
-    Example:
-        >>> round_half_away(torch.tensor([0.5, -1.5, 2.25], dtype=torch.float64)).tolist()
-        [1.0, -2.0, 2.0]
-    """
-    return torch.round(v * _AWAY)
-
-
-def _bounds(clip: Clip | None, scale: float) -> tuple[int, int]:
-    low, high = clip or (-math.inf, math.inf)
-    return (
-        max(LOW, min(HIGH, round(low / scale) if math.isfinite(low) else LOW)),
-        max(LOW, min(HIGH, round(high / scale) if math.isfinite(high) else HIGH)),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +68,7 @@ class Int8Layer:
         converter: results to int8.
         truncate: right shift of the accumulator's result, 0 to 31; the quantiser needs none.
         sums: the exact convolution with this weight.
+        fused: sums, bias and converter at once; has no shift in the accumulator.
     """
 
     shape: ConvShape
@@ -136,9 +77,11 @@ class Int8Layer:
     converter: Converter
     truncate: int = 0
     sums: ExactConv = field(init=False, repr=False)
+    fused: FusedConv = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sums", ExactConv(self.shape, self.weight))
+        object.__setattr__(self, "fused", FusedConv(self.sums, self.bias, self.converter))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,8 +158,10 @@ class Int8Arithmetic:
 
     def deliver(self, conv: Conv, sums: Tensor) -> Tensor:
         """CACC's last step: shift with rounding half away, saturation to 32 bits; float64."""
-        scaled = sums.double() * 2.0 ** -self.layers[conv.name].truncate
-        return round_half_away(scaled).clamp_(-_INT32, _INT32 - 1)
+        results, truncate = sums.double(), self.layers[conv.name].truncate
+        if truncate:
+            results = round_half_away(results * 2.0**-truncate)
+        return results.clamp(-_INT32, _INT32 - 1)
 
     def convert(self, conv: Conv, results: Tensor, kernel: Tensor) -> Tensor:
         """SDP on delivered results of any shape; ``kernel`` is each one's kernel."""
@@ -233,12 +178,13 @@ class Int8Arithmetic:
         x = inputs[0]
         match node:
             case Conv():
-                return self._finished(node, self.layers[node.name].sums(x)).reshape(-1, *node.shape)
+                x = self.layers[node.name].sums.pad(x)
+                return self.run_window(node, x).reshape(-1, *node.shape)
             case Add():
-                return _blocks(lambda a, b: _add(self.adds[node.name], a, b), x, inputs[1])
+                return add(self.adds[node.name], x, inputs[1])
             case Scale() | Activation():
                 converter, bias = self.affines[node.name]
-                channel = torch.arange(len(bias)).view(-1, *(1,) * (x.ndim - 2))
+                channel = torch.arange(len(bias), device=x.device).view(-1, *(1,) * (x.ndim - 2))
                 return converter(x.double() + bias[channel], channel)
             case Pool() if node.kind == "avg" and (node.count_padding or not any(node.padding)):
                 return _average(node, x)
@@ -250,20 +196,21 @@ class Int8Arithmetic:
                 return self._quantise(node.name, real)
 
     def run_window(self, conv: Conv, padded: Tensor) -> Tensor:
-        """A convolution on a part of its input with the padding written out."""
-        return self._finished(conv, self.layers[conv.name].sums(padded, padded=True))
+        """A convolution on any part of its input with the padding written out.
 
-    def _finished(self, conv: Conv, sums: Tensor) -> Tensor:
+        Args:
+            conv: the layer.
+            padded: int8 ``(n, C, h, w)``, at least the kernel's size; fastest with channels last.
+
+        Returns:
+            int8 ``(n, K, h', w')``, the values :meth:`run` gives there.
+        """
         layer = self.layers[conv.name]
-        kernel = torch.arange(conv.conv.K).view(-1, 1, 1)
-        bias = layer.bias[kernel].double()
-        whole = layer.truncate == 0  # golden sums never reach 32 bits
-        return _blocks(
-            lambda part: layer.converter(
-                (part.double() if whole else self.deliver(conv, part)).add_(bias), kernel
-            ),
-            sums,
-        )
+        if not layer.truncate:
+            return layer.fused(padded)
+        kernel = torch.arange(conv.conv.K, device=padded.device).view(-1, 1, 1)
+        sums = layer.sums(padded, padded=True)
+        return in_blocks(lambda part: self.finish(conv, part, kernel), sums)
 
     def _quantise(self, name: str, real: Tensor) -> Tensor:
         return torch.round(real / self.scales[name]).clamp_(LOW, HIGH).to(torch.int8)
@@ -286,26 +233,9 @@ def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
     return Int8Layer(conv.conv, weight, bias.long(), converter)
 
 
-def _add(converter: Converter, a: Tensor, b: Tensor) -> Tensor:
-    left, right = converter.multiplier.tolist()
-    unit = replace(converter, multiplier=torch.ones(1, dtype=torch.int64, device=a.device))
-    return unit(a.double().mul_(left).add_(b.double(), alpha=right), torch.zeros(1).long())
-
-
-def _blocks(convert: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Convert whole tensors a few images at a time, so that float64 stays in the CPU's cache."""
-    first = tensors[0]
-    rows = max(1, _BLOCK // max(1, first[0].numel())) if first.device.type == "cpu" else len(first)
-    result = torch.empty_like(first, dtype=torch.int8)
-    for start in range(0, len(first), rows):
-        part = slice(start, start + rows)
-        result[part] = convert(*(tensor[part] for tensor in tensors))
-    return result
-
-
 def _operand(values: Tensor) -> Tensor:
     """Nearest values the SDP's ALU can add: a 16-bit operand each, one left shift for all."""
-    excess = float(values.abs().max()) / _OPERAND_MAX
+    excess = float(values.abs().max()) / OPERAND_MAX
     unit = 2.0 ** max(0, math.ceil(math.log2(excess))) if excess > 0 else 1.0
     return torch.round(values / unit) * unit
 

@@ -27,6 +27,7 @@ from rasp.network.graph import (
     Pool,
     Scale,
 )
+from rasp.network.host import HostCall, Slot
 from rasp.nvdla.shapes import ConvShape
 
 _SAME = {"dropout", "feature_dropout", "contiguous", "clone", "detach", "alias", "to", "identity"}
@@ -343,25 +344,17 @@ def _host(graph: _Graph, node: fx.Node, op: str) -> Host:
             f"make it a buffer of the module."
         )
     batch = int(node.meta["val"].shape[0]) if node.meta["val"].ndim else 0
-    position = {source.name: index for index, source in enumerate(sources)}
-    target: Any = node.target
+    slots = {source.name: Slot(index) for index, source in enumerate(sources)}
 
-    def call(*inputs: Tensor) -> Tensor:
-        def bind(argument: Any) -> Any:
-            if isinstance(argument, fx.Node):
-                name = argument.name
-                if name in position:
-                    return inputs[position[name]]
-                return graph.constants[name].to(inputs[0].device)
-            if isinstance(argument, list | tuple):
-                return type(argument)(bind(item) for item in argument)
-            return argument
+    def bound(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return slots.get(argument.name) or graph.constants[argument.name]
+        if isinstance(argument, list | tuple):
+            return [bound(item) for item in argument]
+        return argument
 
-        arguments = [bind(argument) for argument in node.args]
-        if op in _SIZED and arguments[1][0] == batch:
-            arguments[1] = [len(inputs[0]), *arguments[1][1:]]
-        result: Tensor = target(*arguments, **{k: bind(v) for k, v in node.kwargs.items()})
-        return result
-
+    args = tuple(bound(argument) for argument in node.args)
+    kwargs = {name: bound(value) for name, value in node.kwargs.items()}
+    call = HostCall(str(node.target), args, kwargs, op in _SIZED and args[1][0] == batch)
     names = tuple(graph.names[source.name] for source in sources)
     return Host(graph.fresh(node, op), names, graph.shape(node), op, call)

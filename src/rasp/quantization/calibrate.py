@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rasp.errors import ConfigError
-from rasp.network.int8_ops import HIGH, VIEWS, Int8Arithmetic, scale_groups
+from rasp.network.int8_converter import HIGH
+from rasp.network.int8_ops import VIEWS, Int8Arithmetic, scale_groups
 from rasp.progress import Progress, silent
 from rasp.quantization.observers import BINS, Histogram
 from rasp.quantization.observers import observer as observer_named

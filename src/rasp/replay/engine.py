@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from rasp.network.maps import Maps
     from rasp.nvdla.config import AcceleratorConfig
     from rasp.progress import Progress
+    from rasp.replay.golden import SharedGolden
+
+_CACHE = 16 << 20  # bytes
+_LEAST, _MOST = 64, 512
 
 
 class Replay:
@@ -40,9 +45,11 @@ class Replay:
         accelerator: what it runs on.
         images: ``(N, C, H, W)`` normalised.
         labels: int64 ``(N,)``.
-        batch: trials that are followed, and images that run, at once.
+        batch: trials or images that run at once; by default as many as keep the largest map of a
+            batch in the CPU's cache.
         device: where it runs.
         memory: budget of golden tensors in bytes.
+        golden: what :meth:`share` of the same replay gave in another process.
 
     Raises:
         ConfigError: no images, or labels of another length.
@@ -69,9 +76,10 @@ class Replay:
         images: Tensor,
         labels: Tensor,
         *,
-        batch: int = 128,
+        batch: int | None = None,
         device: str = "cpu",
         memory: int = MEMORY,
+        golden: SharedGolden | None = None,
     ) -> None:
         if not len(images) or len(images) != len(labels):
             raise ConfigError(
@@ -79,6 +87,7 @@ class Replay:
                 f"got {len(images)} images and {len(labels)} labels."
             )
         self.network = network.to(device)
+        batch = batch or _batch(network)
         self._labels = labels.to(device)
         self._contexts = {
             layer.name: LayerContext(layer, self.network.arithmetic, accelerator)
@@ -86,10 +95,15 @@ class Replay:
         }
         with torch.inference_mode():
             self._tensors = GoldenTensors(
-                self.network, images.to(device), batch=batch, memory=memory
+                self.network, images.to(device), batch=batch, memory=memory, shared=golden
             )
         self._propagation = Propagation(self.network, batch=batch)
         self.golden = self._tensors.run(self._labels)
+
+    def share(self) -> SharedGolden | None:
+        """Golden tensors for other processes; ``None`` if they do not fit in memory at once."""
+        with torch.inference_mode():
+            return self._tensors.share()
 
     def run(
         self, population: Sequence[Stratum], trials: Trials, *, progress: Progress = silent
@@ -119,17 +133,17 @@ class Replay:
             for block in np.unique(block_of).tolist():
                 maps = self._tensors.of_block(block)
                 within = image - block * self._tensors.block
+                changes: dict[str, SparseChange] = {}
                 for index, name in enumerate(layers):
                     (rows,) = np.nonzero((block_of == block) & (layer_of == index))
-                    if not len(rows):
-                        continue
-                    chosen = torch.from_numpy(rows).to(image.device)
-                    change = self._change(name, population, trials, rows, maps, within, sites)
-                    changed[chosen] = torch.bincount(change.row, minlength=len(image))[chosen]
-                    found, logits = self._propagation.run(name, change, maps, within)
-                    faulty[found] = logits
-                    done += len(rows)
-                    progress("replay", done, len(trials), name)
+                    if len(rows):
+                        change = self._change(name, population, trials, rows, maps, within, sites)
+                        changed += torch.bincount(change.row, minlength=len(image))
+                        changes[name] = change
+                found, logits = self._propagation.run(changes, maps, within)
+                faulty[found] = logits
+                done += int((block_of == block).sum())
+                progress("replay", done, len(trials))
             outcomes = classify(golden, faulty, self._labels[image], changed)
         return sites, outcomes
 
@@ -164,3 +178,8 @@ class Replay:
         pixels = context.conv.conv.pixels
         before = y.at(image[change.row], change.element // pixels, change.element % pixels)
         return change.pick(bits(change.value) != bits(before))
+
+
+def _batch(network: Network) -> int:
+    largest = max(math.prod(node.shape) for node in network.nodes) * network.arithmetic.bits // 8
+    return max(_LEAST, min(_MOST, _CACHE // largest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,19 @@ class GoldenRun:
     correct: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedGolden:
+    """Golden tensors of all images as read-only arrays, which processes of a machine can share.
+
+    Attributes:
+        logits: fp32 ``(N, classes)``.
+        maps: of every node the pixels and the shape of its :class:`~rasp.network.maps.Maps`.
+    """
+
+    logits: NDArray[np.float32]
+    maps: Mapping[str, tuple[NDArray[np.generic], tuple[int, ...]]]
+
+
 class GoldenTensors:
     """Stored output of every node, for as many images at a time as the memory budget holds.
 
@@ -51,15 +65,33 @@ class GoldenTensors:
         images: ``(N, C, H, W)`` normalised.
         batch: images that run at once.
         memory: budget in bytes; at least one batch is held.
+        shared: what :meth:`share` gave for the same network and images; nothing is computed then.
     """
 
     def __init__(
-        self, network: Network, images: Tensor, *, batch: int, memory: int = MEMORY
+        self,
+        network: Network,
+        images: Tensor,
+        *,
+        batch: int,
+        memory: int = MEMORY,
+        shared: SharedGolden | None = None,
     ) -> None:
         self._network = network
         self._images = images
         self._batch = batch
         self._held: tuple[int, Mapping[str, Maps]] | None = None
+        if shared is not None:
+            self.block = len(images)
+            self.logits = _tensor(shared.logits).to(images.device)
+            self._held = (
+                0,
+                {
+                    name: Maps(_tensor(pixels).to(images.device), shape)
+                    for name, (pixels, shape) in shared.maps.items()
+                },
+            )
+            return
         logits = []
         for start in range(0, len(images), batch):
             values = self._trace(range(start, min(start + batch, len(images))))
@@ -80,6 +112,15 @@ class GoldenTensors:
             self._held = None
             self._held = (number, self._maps(number * self.block))
         return self._held[1]
+
+    def share(self) -> SharedGolden | None:
+        """All of it for other processes; ``None`` if it does not fit in memory at once."""
+        if self.blocks > 1:
+            return None
+        maps = {
+            name: (maps.pixels.cpu().numpy(), maps.shape) for name, maps in self.of_block(0).items()
+        }
+        return SharedGolden(self.logits.cpu().numpy(), maps)
 
     def run(self, labels: Tensor) -> GoldenRun:
         """The answers."""
@@ -108,3 +149,10 @@ class GoldenTensors:
         chosen = filled(torch.arange(rows.start, rows.stop), self._network.arithmetic)
         values = self._network.trace(self._images[chosen.to(self._images.device)])
         return {name: value[: len(rows)] for name, value in values.items()}
+
+
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    """The memory of an array, which nobody writes to, as a tensor."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ")
+        return torch.from_numpy(array)

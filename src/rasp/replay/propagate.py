@@ -1,14 +1,14 @@
-"""From a changed layer to the logits: only what a change reaches is computed again.
+"""From changed layers to the logits: only what a change reaches is computed again.
 
-A change of a few pixels is followed as a window that grows from node to node until it is most of a
-map. After every node the new values are held against the golden ones: a trial without a difference
-left has been masked and is dropped. Both are exact, bit for bit, in every format.
+Trials of all layers go through the network together, node by node. A change of a few pixels is
+followed as a window that grows until it is most of a map. After every node the new values are held
+against the golden ones: a trial without a difference left has been masked and is dropped. All of it
+is exact, bit for bit, in every format.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,12 +19,13 @@ from rasp.network.maps import by_pixel
 from rasp.network.windows import Window, area, exact, filled, touched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rasp.faults.sites import SparseChange
     from rasp.network.maps import Maps
 
 _WORD = 8  # bytes that are held against each other at once
+_TOGETHER = 1024  # trials that go through the network at once
 _WORTH = 2e9  # operations that a part of its own has to save
 _KEPT = 0.85  # share of live trials below which the others are taken out
 
@@ -64,6 +65,16 @@ class _Patch(NamedTuple):
         first, last = (corner + torch.stack(end) for end in zip(*ends, strict=True))
         return cls(window, values, along[0].any(1), first, torch.maximum(first, last))
 
+    @classmethod
+    def joined(cls, parts: Sequence[_Patch]) -> _Patch:
+        """Patches in windows of one size as one."""
+        windows, values, dirty, first, last = zip(*parts, strict=True)
+        window = windows[0]._replace(
+            top=torch.cat([w.top for w in windows]), left=torch.cat([w.left for w in windows])
+        )
+        bounds = (torch.cat(bound, 1) for bound in (first, last))
+        return cls(window, torch.cat(values), torch.cat(dirty), *bounds)
+
     @property
     def extent(self) -> Tensor:
         """``(2, n)`` rows and columns of the box around the differences."""
@@ -86,30 +97,37 @@ class _Patch(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Trials on their way: the next step, their numbers, and the nodes that differ."""
+    """Trials that wait at the same node: their numbers, and the nodes before it that differ."""
 
-    step: int
     trial: Tensor
     patches: Mapping[str, _Patch]
 
+    @property
+    def kind(self) -> _Kind:
+        """What states must share to be joined: nodes, and windows of about the same size."""
+        windows = {name: patch.window for name, patch in self.patches.items()}
+        return tuple(
+            sorted((name, _octave(w.height), _octave(w.width)) for name, w in windows.items())
+        )
+
     def pick(self, trials: Tensor) -> _State:
         patches = {name: patch.pick(trials) for name, patch in self.patches.items()}
-        return _State(self.step, self.trial[trials], patches)
+        return _State(self.trial[trials], patches)
 
 
-class _Step(NamedTuple):
-    """A node after the faulted layer, and its inputs that no later node reads."""
+_Kind = tuple[tuple[str, int, int], ...]
 
-    node: Node
-    done: tuple[str, ...]
+
+def _octave(size: int) -> int:
+    return round(2 * math.log2(size))
 
 
 class Propagation:
-    """Follows changes of a layer's output through a network.
+    """Follows changes of layers' outputs through a network.
 
     Args:
         network: what runs.
-        batch: trials that are followed at once.
+        batch: trials that run at once, about.
     """
 
     def __init__(self, network: Network, *, batch: int) -> None:
@@ -117,26 +135,86 @@ class Propagation:
         self._arithmetic = network.arithmetic
         self._batch = batch
         self._tried: dict[tuple[str, int, int], bool] = {}
-        self._steps = lru_cache(maxsize=None)(self._steps_after)
+        self._readers: dict[str, list[int]] = {node.name: [] for node in network.nodes}
+        for index, node in enumerate(network.nodes):
+            for source in dict.fromkeys(node.inputs):
+                self._readers[source].append(index)
 
     def run(
-        self, name: str, change: SparseChange, golden: Mapping[str, Maps], image: Tensor
+        self, changes: Mapping[str, SparseChange], golden: Mapping[str, Maps], image: Tensor
     ) -> Answers:
-        """Follow the changes of one layer.
+        """Follow changes.
 
         Args:
-            name: the layer.
-            change: values that differ from the golden ones; ``row`` counts trials.
+            changes: for each layer the values that differ from the golden ones; ``row`` counts
+                trials, and a trial is in one layer only.
             golden: golden maps of every node.
             image: ``(n,)`` image of each trial among the golden ones.
         """
-        parts = [
-            self._follow(name, patch, golden, image, trial)
-            for trial, patch in self._batches(change, golden[name], image)
-        ]
-        parts.append(Answers(image[:0], self._decode(golden[self._network.output], image[:0])))
-        trials, logits = zip(*parts, strict=True)
-        return Answers(torch.cat(trials), torch.cat(logits))
+        found = [Answers(image[:0], self._decode(golden[self._network.output], image[:0]))]
+        trials = torch.unique(torch.cat([image[:0], *(c.row for c in changes.values())]))
+        for first in range(0, len(trials), _TOGETHER):
+            part = trials[first : first + _TOGETHER]
+            low, high = int(part[0]), int(part[-1])
+            chosen = {
+                name: change.pick((change.row >= low) & (change.row <= high))
+                for name, change in changes.items()
+            }
+            found.extend(self._wave(chosen, golden, image))
+        trial, logits = zip(*found, strict=True)
+        return Answers(torch.cat(trial), torch.cat(logits))
+
+    def _wave(
+        self, changes: Mapping[str, SparseChange], golden: Mapping[str, Maps], image: Tensor
+    ) -> Iterator[Answers]:
+        """Answers of trials that go through the network together."""
+        output = self._network.output
+        waiting: dict[int, list[_State]] = {}
+        end = len(self._network.nodes)
+        for name, change in changes.items():
+            states = [
+                _State(trial, {name: patch})
+                for trial, patch in self._batches(change, golden[name], image)
+            ]
+            waiting.setdefault(self._next(-1, [name]), []).extend(states)
+        for index, node in enumerate(self._network.nodes):
+            for whole in self._joined(waiting.pop(index, []), golden, image):
+                for state in self._split(node, whole):
+                    changed = {k: state.patches[k] for k in node.inputs if k in state.patches}
+                    patches = {
+                        name: patch
+                        for name, patch in state.patches.items()
+                        if self._readers[name][-1:] > [index] or name == output
+                    }
+                    patches[node.name] = self._compute(node, changed, golden, image[state.trial])
+                    after = self._live(_State(state.trial, patches))
+                    if after.patches:
+                        later = self._next(index, after.patches)
+                        waiting.setdefault(later, []).append(after)
+        for state in waiting.pop(end, []):
+            if output in state.patches:
+                answer = state.patches[output]
+                (found,) = torch.nonzero(answer.dirty, as_tuple=True)
+                stored = answer.values[found].view(len(found), *self._network[output].shape)
+                yield Answers(state.trial[found], self._arithmetic.decode(output, stored))
+
+    def _next(self, index: int, names: Iterable[str]) -> int:
+        """The next node after ``index`` that reads one of the nodes, or the number of nodes."""
+        later = (reader for name in names for reader in self._readers[name] if reader > index)
+        return min(later, default=len(self._network.nodes))
+
+    def _joined(
+        self, states: Sequence[_State], golden: Mapping[str, Maps], image: Tensor
+    ) -> Iterator[_State]:
+        """States of the same kind together, in batches."""
+        kinds: dict[_Kind, list[_State]] = {}
+        for state in states:
+            alike = kinds.setdefault(state.kind, [])
+            alike.append(state)
+            if sum(len(member.trial) for member in alike) >= self._batch:
+                yield _join(kinds.pop(state.kind), golden, image)
+        for alike in kinds.values():
+            yield _join(alike, golden, image)
 
     def _batches(
         self, change: SparseChange, golden: Maps, image: Tensor
@@ -175,36 +253,6 @@ class Propagation:
                 patch = _Patch(window, values, dirty, first[:, mine], last[:, mine])
                 yield trials[mine], patch
 
-    def _follow(
-        self, name: str, patch: _Patch, golden: Mapping[str, Maps], image: Tensor, trial: Tensor
-    ) -> Answers:
-        """Run the nodes after a layer for one batch, in parts where extents differ much."""
-        steps, output = self._steps(name), self._network.output
-        parts = [Answers(trial[:0], self._decode(golden[output], trial[:0]))]
-        waiting = [_State(0, trial, {name: patch})]
-        while waiting:
-            state = waiting.pop()
-            while state.step < len(steps) and state.patches:
-                node, done = steps[state.step]
-                if isinstance(node, Conv) and node.inputs[0] in state.patches:
-                    state, *large = self._split(node, state)
-                    waiting.extend(large)
-                changed = {k: state.patches[k] for k in node.inputs if k in state.patches}
-                patches = dict(state.patches)
-                if changed:
-                    patches[node.name] = self._compute(node, changed, golden, image[state.trial])
-                for source in done:
-                    patches.pop(source, None)
-                state = self._live(_State(state.step + 1, state.trial, patches))
-            if output in state.patches:
-                answer = state.patches[output]
-                (found,) = torch.nonzero(answer.dirty, as_tuple=True)
-                stored = answer.values[found].view(len(found), *self._network[output].shape)
-                logits = self._arithmetic.decode(output, stored)
-                parts.append(Answers(state.trial[found], logits))
-        trials, logits = zip(*parts, strict=True)
-        return Answers(torch.cat(trials), torch.cat(logits))
-
     def _live(self, state: _State) -> _State:
         """The state without nodes that differ nowhere and, if they are many, masked trials."""
         patches = {name: p for name, p in state.patches.items() if bool(p.dirty.any())}
@@ -217,8 +265,10 @@ class Propagation:
             return state
         return state.pick(filled(live, self._arithmetic))
 
-    def _split(self, node: Conv, state: _State) -> list[_State]:
+    def _split(self, node: Node, state: _State) -> list[_State]:
         """Trials with small and with large changes apart, where that saves enough arithmetic."""
+        if not isinstance(node, Conv):
+            return [state]
         extent = state.patches[node.inputs[0]].extent
         most = extent.amax(1, keepdim=True)
         small = (2 * extent <= most + 1).all(0)
@@ -261,18 +311,26 @@ class Propagation:
     def _decode(self, maps: Maps, image: Tensor) -> Tensor:
         return self._arithmetic.decode(self._network.output, maps.images(image))
 
-    def _steps_after(self, name: str) -> tuple[_Step, ...]:
-        reached, nodes = {name}, []
-        for node in self._network.nodes:
-            if reached.intersection(node.inputs):
-                reached.add(node.name)
-                nodes.append(node)
-        steps = []
-        for index, node in enumerate(nodes):
-            later = {source for after in nodes[index + 1 :] for source in after.inputs}
-            later.add(self._network.output)
-            steps.append(_Step(node, tuple(set(node.inputs) - later)))
-        return tuple(steps)
+
+def _join(states: Sequence[_State], golden: Mapping[str, Maps], image: Tensor) -> _State:
+    """States of one kind as one, their windows as large as the largest."""
+    first, *others = states
+    if not others:
+        return first
+    patches = {}
+    for name, maps in ((name, golden[name]) for name in first.patches):
+        parts = [state.patches[name] for state in states]
+        height = max(part.window.height for part in parts)
+        width = max(part.window.width for part in parts)
+        for index, (part, state) in enumerate(zip(parts, states, strict=True)):
+            if (part.window.height, part.window.width) != (height, width):
+                top = part.window.top.clamp(max=maps.size[0] - height)
+                left = part.window.left.clamp(max=maps.size[1] - width)
+                window = Window(top, left, height, width)
+                values = _cut(maps, part, image[state.trial], window)
+                parts[index] = part._replace(window=window, values=values)
+        patches[name] = _Patch.joined(parts)
+    return _State(torch.cat([state.trial for state in states]), patches)
 
 
 def _cut(maps: Maps, patch: _Patch | None, image: Tensor, window: Window) -> Tensor:

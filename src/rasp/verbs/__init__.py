@@ -13,21 +13,26 @@ from rasp.verbs._layer import LayerInjected, inject_layer
 from rasp.verbs._prune import Pruned, prune
 from rasp.verbs._quantize import Quantized, quantize
 from rasp.verbs._report import Reported, report
+from rasp.verbs._stores import Exported, Merged, export, merge
 from rasp.verbs._train import Evaluated, Trained, evaluate, train
 
 __all__ = [
     "Evaluated",
+    "Exported",
     "Fit",
     "Injected",
     "LayerInjected",
+    "Merged",
     "Pruned",
     "Quantized",
     "Reported",
     "Trained",
     "evaluate",
+    "export",
     "fit",
     "inject",
     "inject_layer",
+    "merge",
     "prune",
     "quantize",
     "report",

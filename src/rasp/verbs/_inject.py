@@ -9,7 +9,7 @@ from rasp import checkpoint, loading, provenance, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.report.arms import SUMMARY, Arm, Cell
-from rasp.verbs._shared import CONFIDENCE, Result, accuracy, check_run, command, named
+from rasp.verbs._shared import CONFIDENCE, STORE, Result, accuracy, check_run, command, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,15 +19,21 @@ if TYPE_CHECKING:
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
 
-STORE = "campaign.sqlite"
-"""File of a run directory that holds every injection."""
-
 
 class Injected(Result):
-    """A finished campaign; ``arm`` is also written as ``summary.json``."""
+    """A finished campaign; ``arm`` is also written as ``summary.json``, but not of a shard.
+
+    Attributes:
+        out: the directory.
+        arm: what was found, of a shard in its trials alone.
+        shard: the part of the campaign this is, such as ``"1/4"``; ``None`` for the whole.
+        missing: trials of the campaign that other shards run.
+    """
 
     out: Path
     arm: Arm
+    shard: str | None = None
+    missing: int = 0
 
 
 def inject(
@@ -46,11 +52,17 @@ def inject(
     weights: str | Path | None = None,
     calibration: int = loading.CALIBRATION_IMAGES,
     confidence: float = CONFIDENCE,
+    sampling: str = "uniform",
+    margin: float | None = None,
+    outcome: str = "sdc1",
+    shard: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     trust_factory: bool = False,
     device: str = "cpu",
+    workers: int = 1,
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> Injected:
     """Inject single-bit upsets and count what becomes of the answers.
@@ -58,7 +70,7 @@ def inject(
     Args:
         model: checkpoint directory or name.
         format: ``fp32``, ``fp16`` or ``int8``; ``int8`` for a quantised checkpoint, else ``fp32``.
-        trials: faults to inject.
+        trials: faults to inject, the most of them with a ``margin``.
         images: test images they are injected in.
         faults: population that faults are drawn from: ``fidelity``, ``nvdla`` (every datapath
             flip-flop of the accelerator) or ``memory`` (its convolution buffer).
@@ -73,21 +85,32 @@ def inject(
         weights: weight file for a name.
         calibration: training images for INT8 scales.
         confidence: level of the intervals.
+        sampling: ``uniform``, or ``adaptive`` to draw most where failures are, with weights.
+        margin: half-width of the interval of ``outcome`` at which to stop.
+        outcome: what ``margin`` and ``adaptive`` are about.
+        shard: ``k/N`` runs the ``k``-th of ``N`` parts of the campaign in a directory of its own;
+            :func:`rasp.verbs.merge` joins them.
         seed: of the images, and with the trial's number all that decides a trial.
         out: directory to write; a new one under ``runs/`` by default.
         data_dir: where data sets lie.
         trust_factory: let a checkpoint import the ``package.module:factory`` it names.
         device: a torch device.
+        workers: processes of this machine that inject; rows do not depend on it.
+        ray: address of a Ray cluster that injects: ``local`` starts one here, ``auto`` joins the
+            running one, or ``HOST:PORT``.
         progress: hears about trials.
     """
     import torch
 
-    from rasp.campaign import runner
+    from rasp.campaign import executors, runner
+    from rasp.campaign.chunks import Shard
     from rasp.faults.population import mix
     from rasp.nvdla import config
 
     check_run(seed, device)
+    executors.check(workers, ray)
     check_faults(faults, fault_models)
+    part = None if shard is None else Shard.parse(shard)
     shares = layer_weights or shares_of_layers(faults, fault_models)
     loading.check_format(format)
     for option, value in (("--trials", trials), ("--images", images)):
@@ -117,6 +140,9 @@ def inject(
         layers=layers,
         seed=seed,
         confidence=confidence,
+        sampling=sampling,
+        margin=margin,
+        outcome=outcome,
     )
     target = runs.directory(out, f"inject-{loaded.name}")
     label = name or loaded.label
@@ -128,7 +154,10 @@ def inject(
             hardware,
             spec,
             target / STORE,
+            shard=part,
             device=device,
+            workers=workers,
+            ray=ray,
             progress=named(progress, f"inject {label}, {network.format}", details=False),
         )
     line = command(
@@ -146,6 +175,10 @@ def inject(
         accelerator=accelerator,
         calibration=calibration,
         confidence=confidence,
+        sampling=None if sampling == "uniform" else sampling,
+        margin=margin,
+        outcome=None if outcome == "sdc1" else outcome,
+        shard=shard,
         seed=seed,
     )
     arm = Arm(
@@ -156,6 +189,9 @@ def inject(
         provenance=provenance.collect({"verb": "inject", "spec": spec.digest()}),
         **_facts(loaded, network, hardware, result),
     )
+    if part is not None:
+        missing = spec.trials - result.trials
+        return Injected(out=target, arm=arm, shard=str(part), missing=missing)
     checkpoint.write_atomic(target / SUMMARY, arm.to_json().encode())
     return Injected(out=target, arm=arm)
 

@@ -9,8 +9,8 @@ from rasp import checkpoint, loading, provenance, runs
 from rasp.errors import ConfigError
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate  # noqa: TC001  pydantic reads it
-from rasp.verbs._inject import STORE, check_faults, shares_of_layers
-from rasp.verbs._shared import CONFIDENCE, Result, check_run, command, named
+from rasp.verbs._inject import check_faults, shares_of_layers
+from rasp.verbs._shared import CONFIDENCE, STORE, Result, check_run, command, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Kinds of torch devices; ``cuda:1`` is the second one of its kind."""
 
+STORE = "campaign.sqlite"
+"""File of a run directory that holds every injection."""
+
 CONFIDENCE = 0.95
 """Level of intervals unless the caller asks for another."""
 

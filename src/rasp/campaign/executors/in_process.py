@@ -1,4 +1,4 @@
-"""Where chunks run: in this process, or in others."""
+"""What an executor is, and the one that runs chunks in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Runs tasks of one campaign.
+    """Runs tasks of one campaign, in one or more calls of :meth:`run`.
 
     A task may run more than once if a worker dies; its rows are the same each time.
     """
@@ -22,7 +22,14 @@ class Executor(Protocol):
     def run(
         self, tasks: Iterable[Task], *, progress: Progress = silent
     ) -> Iterator[tuple[Task, Rows]]:
-        """Every task with its rows, in any order, as they finish."""
+        """Every task with its rows, in any order, as they finish.
+
+        Raises:
+            RaspError: what a task raised, or that its workers keep dying.
+        """
+
+    def close(self) -> None:
+        """End the workers at once; a task that still runs is dropped."""
 
 
 class InProcess:
@@ -41,3 +48,6 @@ class InProcess:
         """Every task with its rows, in order."""
         for task in tasks:
             yield task, self._worker.run(task, progress=progress)
+
+    def close(self) -> None:
+        """Nothing to end."""
