@@ -212,10 +212,11 @@ def test_elements_in_reach_appear_once(name, number_format):
 
 
 def test_reach_of_16_is_the_kernel_group_and_the_stripe():
-    shape = ConvShape("layer", C=4, H=6, W=7, K=10, R=3, S=3, padding=(1, 1))
+    """Where no operand is 0 every product in reach changes."""
+    shape = ConvShape("layer", C=4, H=8, W=9, K=10, R=3, S=3)
     network, conv, images = build(shape, None, 1, "fp32")
     context = LayerContext(conv, network.arithmetic, load("nv_small"))
-    values = LayerValues.of(context, network.trace(images)["input"])
+    values = LayerValues.of(context, torch.where(images == 0, 1.0, images))
 
     reach = {}
     for name in ("INPUT16", "WEIGHT16"):

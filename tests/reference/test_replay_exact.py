@@ -412,12 +412,17 @@ class Executed:
 
 
 def assert_exact(network, images, models, count, whole_run, same_bits, *, worth=None, **options):
-    """``worth`` replaces the arithmetic that a part of a batch has to save to run on its own."""
+    """``worth`` replaces the arithmetic that a part of a batch has to save to run on its own.
+
+    With it fewer trials go together too.
+    """
     population = population_of(network, models)
     trials = draw(population, images=len(images), seed=4, trials=range(count))
     expected = Executed(network, images, population, trials, whole_run)
 
-    with patch.object(propagate, "_WORTH", propagate._WORTH if worth is None else worth):
+    kept = (propagate._WORTH, propagate._TOGETHER)
+    parts = kept if worth is None else (worth, 100)
+    with patch.multiple(propagate, _WORTH=parts[0], _TOGETHER=parts[1]):
         _, outcomes, logits = replayed(network, images, population, trials, **options)
 
     assert np.array_equal(outcomes.changed, expected.changed)

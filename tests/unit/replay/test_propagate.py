@@ -73,7 +73,7 @@ class Case:
         stored = self.golden[self.layer].dtype
         change = SparseChange(torch.tensor(row), element, torch.tensor(value).to(stored))
         maps = {name: Maps.of(tensor) for name, tensor in self.golden.items()}
-        found = Propagation(self.network, batch=batch).run(self.layer, change, maps, image)
+        found = Propagation(self.network, batch=batch).run({self.layer: change}, maps, image)
         logits = self.logits[image].clone()
         logits[found.trial] = found.logits
         return logits, set(found.trial.tolist())
@@ -218,7 +218,7 @@ def test_nothing_changed_is_no_answer(case):
     maps = {name: Maps.of(tensor) for name, tensor in case.golden.items()}
 
     found = Propagation(case.network, batch=8).run(
-        "stem", SparseChange(nothing, nothing, torch.zeros(0)), maps, torch.tensor([1, 2])
+        {"stem": SparseChange(nothing, nothing, torch.zeros(0))}, maps, torch.tensor([1, 2])
     )
 
     assert len(found.trial) == 0
@@ -235,7 +235,7 @@ def test_a_change_of_the_logits_is_the_answer(number_format, whole_run, same_bit
     image = torch.tensor([4, 5, 6])
     maps = {name: Maps.of(tensor) for name, tensor in golden.items()}
 
-    found = Propagation(network, batch=8).run("fc", change, maps, image)
+    found = Propagation(network, batch=8).run({"fc": change}, maps, image)
 
     output = golden["fc"][image].clone()
     output[0, 1], output[2, 2] = value
@@ -324,3 +324,43 @@ def test_single_pixels_are_followed_in_windows(case, number_format, monkeypatch)
     assert by_name["branch"] == (3, 3)
     assert by_name["tail"] == (5, 5)
     assert [type(node) for node in case.network.nodes].count(Input) == 1
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("batch", [1, 5, 128])
+@pytest.mark.parametrize("together", [7, 1024])
+def test_changes_of_all_layers_go_together(
+    case, number_format, batch, together, whole_run, same_bits, monkeypatch
+):
+    monkeypatch.setattr(propagate, "_TOGETHER", together)
+    monkeypatch.setattr(propagate, "_WORTH", 0)
+    base = case(number_format)
+    network, golden = base.network, base.golden
+    n, generator = 40, torch.Generator().manual_seed(4)
+    image = torch.randint(0, N, (n,), generator=generator)
+    layers = [layer.name for layer in network.layers]
+    expected, changes = base.logits[image].clone(), {}
+    for index, name in enumerate(layers):
+        mine = torch.arange(n)[index :: len(layers)]
+        output = golden[name][image[mine]]
+        flat = output.reshape(len(mine), -1).clone()
+        row = torch.arange(len(mine)).repeat_interleave(2)[:-3]
+        element = torch.randint(0, flat.shape[1] // 2, (len(row),), generator=generator) * 2
+        element += torch.arange(len(row)) % 2  # the two of a trial are not the same
+        value = torch.randint(-100, 100, (len(row),), generator=generator) / 16
+        value = (16 * value if number_format == "int8" else value).to(flat.dtype)
+        kept = bits(value) != bits(flat[row, element])
+        row, element, value = row[kept], element[kept], value[kept]
+        flat[row, element] = value
+        output.copy_(flat.view(output.shape))
+        changes[name] = SparseChange(mine[row], element, value)
+        expected[mine] = whole_run(network, base.images[image[mine]], name, output)
+    maps = {name: Maps.of(tensor) for name, tensor in golden.items()}
+
+    found = Propagation(network, batch=batch).run(changes, maps, image)
+
+    logits = base.logits[image].clone()
+    logits[found.trial] = found.logits
+    assert same_bits(logits, expected)
+    differ = (bits(expected) != bits(base.logits[image])).any(1)
+    assert set(found.trial.tolist()) == set(torch.nonzero(differ).flatten().tolist())
