@@ -57,11 +57,11 @@ class Rounds:
 
 
 def reached(store: Store, rounds: int) -> bool:
-    """Whether the first rounds give an interval as narrow as the campaign asks for."""
+    """Whether the first rounds give an interval, that of the result, as narrow as asked for."""
     spec = store.spec
     seen = store.tallies(rounds)
     rate = weighted_rate(
-        seen.image,
+        None if spec.split == "given" else seen.image,
         seen.happened(spec.outcome),
         seen.trials,
         seen.weight,
