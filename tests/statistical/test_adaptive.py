@@ -121,13 +121,13 @@ def looked_up(of, trials, images):
     return hit
 
 
-def campaign(of, images, *, seed, adaptive=True):
+def campaign(of, images, *, seed, adaptive=True, rounds=ROUNDS):
     """Image, event and weight of the trials of a campaign on some images of the world."""
     bins = margin_bins(of.margin[images])
     shape = (len(of.population), int(bins.max()) + 1)
     tried, events = np.zeros(shape), np.zeros(shape)
-    rounds = []
-    for number, span in enumerate(ROUNDS):
+    parts = []
+    for number, span in enumerate(rounds):
         plan = None
         if adaptive:
             emphasis = SPEC.emphasis(number)
@@ -141,8 +141,8 @@ def campaign(of, images, *, seed, adaptive=True):
         cell = (trials.stratum, bins[trials.image])
         np.add.at(tried, cell, 1)
         np.add.at(events, cell, hit)
-        rounds.append((trials.image, hit, trials.weight))
-    return tuple(np.concatenate(column) for column in zip(*rounds, strict=True))
+        parts.append((trials.image, hit, trials.weight))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def rate(image, hit, weight):
@@ -213,3 +213,23 @@ def test_the_enumerated_rates_are_those_of_the_drawn_population():
         chosen = trials.stratum == index
         deviation = (true * (1 - true) / chosen.sum()) ** 0.5
         assert abs(hit[chosen].mean() - true) < SIGMAS * deviation
+
+
+def test_rare_events_in_few_images_are_covered_nearly_as_often():
+    """One fault in 1,200, all in five of 160 images: 92 to 94 % in place of 95 %.
+
+    Where events are seen in a few cells only, a campaign may miss those of another, and with them
+    their part of the variance. Below 89 % of 400 repeats has probability 2 % at 92 %.
+    """
+    of = world("int8")
+    [rare] = [s for s in of.population if (s.layer, s.bits) == ("0", "0-3")]
+    of = of._replace(population=(rare._replace(weight=1.0),))
+    truth, images = of.truth().mean(), np.arange(len(of.margin))
+    spans = SPEC.model_copy(update={"trials": 8192}).rounds()
+
+    found = [rate(None, *campaign(of, images, seed=s, rounds=spans)[1:]) for s in range(400)]
+
+    estimates = np.array([each.estimate for each in found])
+    assert abs(estimates.mean() - truth) < SIGMAS * estimates.std(ddof=1) / 20
+    assert np.mean([each.low <= truth <= each.high for each in found]) > 0.89
+    assert truth / 8192 / estimates.var() > 4
