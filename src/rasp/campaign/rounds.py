@@ -59,6 +59,8 @@ class Rounds:
 def reached(store: Store, rounds: int) -> bool:
     """Whether the first rounds give an interval, that of the result, as narrow as asked for."""
     spec = store.spec
+    if spec.margin is None:
+        return False
     seen = store.tallies(rounds)
     rate = weighted_rate(
         None if spec.split == "given" else seen.image,
@@ -68,4 +70,4 @@ def reached(store: Store, rounds: int) -> bool:
         seen.square,
         confidence=spec.confidence,
     )
-    return spec.margin is not None and rate.half_width <= spec.margin
+    return rate.half_width <= spec.margin

@@ -172,6 +172,8 @@ def run_rounds(
 ) -> None:
     """Run and commit what a store misses, round by round, until the trials or the margin are met.
 
+    Rounds that were drawn before the rates are known do not end a campaign.
+
     Raises:
         PrerequisiteError: the disk is full; finished chunks are kept.
     """
@@ -183,7 +185,7 @@ def run_rounds(
             plan = rounds.plan(store, number)
             tasks = [Task(chunk, span, plan) for chunk, span in spans]
             run_chunks(executor, store, tasks, progress=progress)
-        if spec.margin is not None and reached(store, number + 1):
+        if spec.emphasis(number) == 1 and reached(store, number + 1):
             store.finish(trials.stop)
             return
 
