@@ -111,6 +111,7 @@ class Shuffled(nn.Module):
 
 
 def test_a_network_whose_channels_change_places_is_refused_not_damaged():
+    torch.manual_seed(0)  # some sets of channels are the same when flipped
     with pytest.raises(UnsupportedModelError, match="Shuffled cannot be pruned"):
         prune(
             Shuffled().eval(),

@@ -72,7 +72,7 @@ class GoldenTensors:
     Args:
         network: what runs.
         images: ``(N, C, H, W)`` normalised.
-        memory: budget in bytes; at least 16 images are held.
+        memory: budget in bytes; at least one image is held.
         shared: what :meth:`share` gave for the same network and images; nothing is computed then.
     """
 
@@ -87,7 +87,7 @@ class GoldenTensors:
         self._network = network
         self._images = images
         each = golden_bytes(network)
-        self.block = max(_LEAST, memory // each)
+        self.block = max(1, memory // each)
         self._batch = max(_LEAST, min(_MOST, memory // 8 // each))
         self._held: tuple[int, Mapping[str, Maps]] | None = None
         if shared is not None:

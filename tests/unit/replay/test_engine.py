@@ -124,7 +124,7 @@ def test_a_population_of_another_network_is_refused():
 
 def test_progress_hears_of_every_trial_once():
     network, images = network_of("lenet5", "int8")
-    replay = Replay(network, load("nv_small"), images, torch.arange(N) % 10, batch=4, memory=0)
+    replay = Replay(network, load("nv_small"), images, torch.arange(N) % 10, memory=0)
     population = strata(network, load("nv_small"), models=FIDELITY_MIX)
     trials = draw(population, images=N, seed=0, trials=range(100))
     heard = []
@@ -134,7 +134,7 @@ def test_progress_hears_of_every_trial_once():
     done = [event[1] for event in heard]
     assert done == sorted(set(done))
     assert done[-1] == 100
-    assert len(heard) == 4
+    assert len(heard) == N
 
 
 def test_outcomes_of_hand_made_logits():
