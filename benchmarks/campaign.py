@@ -7,7 +7,8 @@ ResNet-18 in its CIFAR shape with random weights and calibrated batch-norms, one
 register-level population of nv_small. Baselines run the plain module: a bare forward hook (one
 fault an image, any layer) at its best batch size and memory format, PyTorchFI 0.6.0 and MRFI 2.1.0
 in an environment of their own (``--peers DIR``, made if it is not there), and the loop of a golden
-and a faulty run at batch 1 with hooks set anew for every trial. Rates are trials per CPU-second; ours
+and a faulty run at batch 1 with hooks set anew for every trial. Rates are trials per CPU-second;
+ours
 include drawing, replay and classification, and leave the golden run out (``golden_seconds``).
 
 Statistical efficiency is the variance of uniform sampling over that of adaptive sampling at equal
@@ -29,9 +30,9 @@ import time
 import venv
 from pathlib import Path
 
+import executors
 import numpy as np
 import torch
-from executors import scaling
 from safetensors.torch import save_file
 from torch import nn
 
@@ -318,7 +319,16 @@ def measure(options):
         if found:
             result[name] = found["efficiency"]
             result[f"{name}_sdc1"] = found["sdc1"]
-    return result | scaling(seconds=12 if options.quick else 60)
+    ratios = executors.measure(
+        executors.campaign("int8", 200),
+        workers=2,
+        chunk=4096,
+        aim=12 if options.quick else 120,
+        repeats=1 if options.quick else 3,
+    )
+    result["two_workers"] = ratios["ratios"]["processes / one worker"]
+    result["ray"] = ratios["ratios"].get("ray / one worker")
+    return result | {"scaling": ratios}
 
 
 def main():

@@ -93,7 +93,8 @@ def seconds(executor: Executor, job: Job, chunks: int, chunk: int) -> tuple[floa
     ):
         store.describe([StratumFacts("-", "-", 1.0)], [ImageFacts(0, 0, 1.0, 1.0)])
         started, used = time.perf_counter(), processor_time()
-        run_chunks(executor, store)
+        tasks = [Task(number, store.span(number)) for number in store.missing()]
+        run_chunks(executor, store, tasks)
         return time.perf_counter() - started, processor_time() - used
 
 

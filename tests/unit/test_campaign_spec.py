@@ -66,7 +66,7 @@ def test_whatever_changes_a_row_changes_the_digest(change):
         ("layers", ()),
         ("model", ""),
         ("chunk", 4096),
-        ("schema_version", 2),
+        ("schema_version", 1),
     ],
 )
 def test_a_bad_value_is_one_sentence_that_names_the_field(field, value):
@@ -85,3 +85,40 @@ def test_text_that_is_no_spec_is_refused(text):
 def test_a_spec_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         CampaignSpec(**VALID).trials = 3
+
+
+def of(**asked):
+    return CampaignSpec(**{**VALID, **asked})
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "adaptive"])
+@pytest.mark.parametrize("trials", [1, 4096, 4097, 8192, 10_000, 1_000_000])
+def test_rounds_follow_each_other_and_double_up_to_the_largest(sampling, trials):
+    rounds = of(sampling=sampling, margin=0.01, trials=trials).rounds()
+
+    assert [trial for ends in rounds for trial in (ends.start, ends.stop)] == [
+        0, *(end for ends in rounds[:-1] for end in (ends.stop, ends.stop)), trials,
+    ]  # fmt: skip
+    sizes = [len(span) for span in rounds]
+    expected = [4096, 4096, 8192, 16384, 32768, 65536, *[131_072] * 10][: len(sizes)]
+    assert sizes[:-1] == expected[:-1]
+    assert 0 < sizes[-1] <= expected[-1]
+
+
+def test_a_campaign_that_decides_nothing_has_one_round():
+    assert of(trials=10**6).rounds() == (range(10**6),)
+
+
+def test_the_first_rounds_of_adaptive_sampling_weigh_less():
+    adaptive = of(sampling="adaptive", margin=0.01)
+
+    assert [adaptive.emphasis(number) for number in range(4)] == [0.1, 0.5, 1.0, 1.0]
+    assert [of(margin=0.01).emphasis(number) for number in range(4)] == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    "asked", [{"sampling": "neyman"}, {"margin": 0.0}, {"margin": 0.5}, {"outcome": "masked"}]
+)
+def test_what_a_campaign_cannot_stop_at_is_refused(asked):
+    with pytest.raises(ConfigError, match=next(iter(asked))):
+        of(**asked)

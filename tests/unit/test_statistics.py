@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from rasp.statistics import (
     clustered_rate,
     ratio,
     sample_size,
+    weighted_rate,
     wilson,
 )
 
@@ -160,3 +162,120 @@ def test_the_complement_is_the_rate_of_the_other_trials(events, n):
     assert rate.events == other.events
     for name in ("estimate", "low", "high"):
         assert getattr(rate, name) == pytest.approx(getattr(other, name), abs=1e-12)
+
+
+def weighted_sample(seed, m=300, clusters=20):
+    """Cluster, event and weight of single trials."""
+    generator = np.random.default_rng(seed)
+    weight = generator.uniform(0.1, 10, m)
+    cluster = generator.integers(clusters, size=m)
+    return cluster, generator.random(m) < 0.1 + 0.3 * (cluster % 2), weight
+
+
+def of_trials(cluster, hit, weight, **options):
+    return weighted_rate(cluster, hit, np.ones(len(hit), int), weight, weight**2, **options)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), min_size=1, max_size=20))
+def test_trials_of_weight_one_are_those_of_the_clustered_rate(counts):
+    events, rest = np.array(counts).T
+    if not (events + rest).any():
+        rest[0] = 1
+    cluster = np.tile(np.arange(len(events)), 2)
+    hit = np.repeat([True, False], len(events))
+    trials = np.concatenate([events, rest])
+
+    plain = clustered_rate(events, events + rest)
+
+    assert weighted_rate(cluster, hit, trials) == plain
+    ones = trials.astype(float)
+    assert weighted_rate(cluster, hit, trials, ones, ones) == plain
+
+
+@pytest.mark.parametrize(("events", "n"), [(3, 40), (120, 1000), (999, 1000), (0, 50), (50, 50)])
+def test_independent_trials_of_weight_one_have_the_plain_interval(events, n):
+    found = weighted_rate(None, [True, False], [events, n - events])
+
+    plain = wilson(events, n) if 0 < events < n else clopper_pearson(events, n)
+    for name in ("estimate", "low", "high", "n", "events", "n_effective", "method"):
+        assert getattr(found, name) == pytest.approx(getattr(plain, name)), name
+
+
+@given(st.floats(1e-6, 1e6), st.integers(0, 100), st.booleans(), st.sampled_from([0, 0.5, 1]))
+def test_the_scale_of_all_weights_does_not_matter(scale, seed, clustered, share):
+    cluster, hit, weight = weighted_sample(seed)
+    cluster = cluster if clustered else None
+    hit = hit if share == 0.5 else np.full(len(hit), bool(share))
+
+    one, other = of_trials(cluster, hit, weight), of_trials(cluster, hit, weight * scale)
+
+    assert (one.n, one.events, one.method) == (other.n, other.events, other.method)
+    for name in ("estimate", "low", "high", "n_effective"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9)
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+@pytest.mark.parametrize("event", [True, False])
+def test_without_variance_a_trial_is_worth_its_weight_over_the_largest(event, clustered):
+    cluster, _, weight = weighted_sample(1)
+
+    found = of_trials(cluster if clustered else None, np.full(len(weight), event), weight)
+
+    worth = weight.sum() / weight.max()
+    bound = 0.025 ** (1 / worth)
+    assert (found.estimate, found.method) == (float(event), "clopper-pearson")
+    assert found.n_effective == pytest.approx(worth)
+    assert (found.low if event else 1 - found.high) == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_variance_is_that_of_the_linearised_quotient(seed):
+    """Wilson's interval at p (1 - p) / variance trials, the variance summed trial by trial."""
+    cluster, hit, weight = weighted_sample(seed)
+    p = np.average(hit, weights=weight)
+    parts = weight * (hit - p) / weight.sum()
+    totals = np.array([parts[cluster == c].sum() for c in np.unique(cluster)])
+    k = len(totals)
+    quantile = {"z": 1.959963985, "t": {20: 2.093024054}[k]}
+
+    independent = of_trials(None, hit, weight)
+    clustered = of_trials(cluster, hit, weight)
+
+    assert independent.estimate == clustered.estimate == pytest.approx(p)
+    assert independent.n_effective == pytest.approx(p * (1 - p) / (parts**2).sum())
+    variance = max((parts**2).sum(), k / (k - 1) * (totals**2).sum())
+    penalty = (quantile["z"] / quantile["t"]) ** 2
+    assert clustered.n_effective == pytest.approx(p * (1 - p) / variance * penalty)
+    z, n = quantile["z"], independent.n_effective
+    centre, half = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert independent.low == pytest.approx((centre - half) / (1 + z * z / n))
+    assert independent.high == pytest.approx((centre + half) / (1 + z * z / n))
+
+
+def test_the_same_trials_summed_up_give_the_same_rate():
+    cluster, hit, weight = weighted_sample(3)
+    keys = cluster * 2 + hit
+    found = np.unique(keys)
+    sums = [np.bincount(keys, weights=w)[found] for w in (np.ones(300), weight, weight**2)]
+
+    one, other = of_trials(cluster, hit, weight), weighted_rate(found // 2, found % 2, *sums)
+
+    for name in ("estimate", "low", "high", "n", "n_effective", "events"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name))
+
+
+@pytest.mark.parametrize("weight", [[1.0, 0.0], [1.0, -1.0]])
+def test_trials_without_a_positive_weight_are_refused(weight):
+    with pytest.raises(ConfigError, match="must be positive"):
+        weighted_rate([0, 1], [True, False], [1, 1], weight, [1.0, 1.0])
+
+
+def test_a_weighted_rate_of_no_trials_is_refused():
+    with pytest.raises(ConfigError, match="at least one finished trial"):
+        weighted_rate([], [], [], [], [])
+
+
+def test_an_entry_without_trials_needs_no_weight():
+    one = weighted_rate([0, 1], [True, False], [3, 4], [1.5, 2.0], [1.0, 1.0])
+    other = weighted_rate([0, 1, 1], [True, False, True], [3, 4, 0], [1.5, 2, 0], [1, 1, 0])
+    assert one == other

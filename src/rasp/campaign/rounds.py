@@ -57,15 +57,17 @@ class Rounds:
 
 
 def reached(store: Store, rounds: int) -> bool:
-    """Whether the first rounds give an interval as narrow as the campaign asks for."""
+    """Whether the first rounds give an interval, that of the result, as narrow as asked for."""
     spec = store.spec
+    if spec.margin is None:
+        return False
     seen = store.tallies(rounds)
     rate = weighted_rate(
-        seen.image,
+        None if spec.split == "given" else seen.image,
         seen.happened(spec.outcome),
         seen.trials,
         seen.weight,
         seen.square,
         confidence=spec.confidence,
     )
-    return spec.margin is not None and rate.half_width <= spec.margin
+    return rate.half_width <= spec.margin

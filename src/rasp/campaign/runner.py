@@ -16,6 +16,7 @@ from rasp.campaign.store import CHUNK, ImageFacts, StratumFacts, open_or_create
 from rasp.errors import ConfigError
 from rasp.network.digest import digest
 from rasp.progress import silent
+from rasp.replay.golden import golden_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rasp.progress import Progress
     from rasp.replay.golden import GoldenRun
 
+_LARGE = 4
 _CHUNKS_EACH = 4  # at least, of a worker
 
 
@@ -146,7 +148,8 @@ def inject(
     others = elsewhere(job, workers=workers, ray=ray)
     with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
         if chunk is None:
-            chunk = _chunk(spec.trials, others.slots if others else 1)
+            fits = golden_bytes(network) * len(images) <= job.memory
+            chunk = _chunk(spec.trials, others.slots if others else 1, fits=fits)
         with open_or_create(store_path, spec, chunk=chunk, shard=shard) as store:
             if store.missing():
                 worker = Worker(job)
@@ -169,6 +172,8 @@ def run_rounds(
 ) -> None:
     """Run and commit what a store misses, round by round, until the trials or the margin are met.
 
+    Rounds that were drawn before the rates are known do not end a campaign.
+
     Raises:
         PrerequisiteError: the disk is full; finished chunks are kept.
     """
@@ -180,7 +185,7 @@ def run_rounds(
             plan = rounds.plan(store, number)
             tasks = [Task(chunk, span, plan) for chunk, span in spans]
             run_chunks(executor, store, tasks, progress=progress)
-        if spec.margin is not None and reached(store, number + 1):
+        if spec.emphasis(number) == 1 and reached(store, number + 1):
             store.finish(trials.stop)
             return
 
@@ -209,9 +214,13 @@ def run_chunks(
         progress(title, finished, asked)
 
 
-def _chunk(trials: int, slots: int) -> int:
-    """Trials of a chunk, so many that all workers have the last ones at about the same time."""
-    return CHUNK if slots == 1 else max(1, min(CHUNK, -(-trials // (_CHUNKS_EACH * slots))))
+def _chunk(trials: int, slots: int, *, fits: bool) -> int:
+    """Trials of a chunk, so many that all workers have the last ones at about the same time.
+
+    Golden tensors that do not fit in memory are computed once a chunk, which is larger then.
+    """
+    most = CHUNK if fits else _LARGE * CHUNK
+    return most if slots == 1 else max(1, min(most, -(-trials // (_CHUNKS_EACH * slots))))
 
 
 def _image_facts(golden: GoldenRun, labels: Tensor) -> list[ImageFacts]:

@@ -27,7 +27,7 @@ FIRST_FREE_WORD = 2
 
 _EDGES = {
     "int8": (0, 4, 5, 6, 7, *range(8, 53, 4)),
-    "fp16": (0, 5, 8, 10, 11, 12, 13, 14, 15, 16),
+    "fp16": (0, 5, 8, 10, 11, 12, 13, 14, 15, 16, 18, *range(23, 33)),  # sums are fp32
     "fp32": (0, 12, 18, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32),
 }
 
@@ -50,7 +50,7 @@ def bit_ranges(format: str) -> tuple[range, ...]:  # noqa: A002
     """Bits of a format whose upsets are alike: high bits one by one, low ones together.
 
     Example:
-        >>> [len(bits) for bits in bit_ranges("fp16")]
+        >>> [len(bits) for bits in bit_ranges("fp16") if bits.stop <= 16]
         [5, 3, 2, 1, 1, 1, 1, 1, 1]
     """
     edges = _EDGES[format]

@@ -45,8 +45,8 @@ class Replay:
         accelerator: what it runs on.
         images: ``(N, C, H, W)`` normalised.
         labels: int64 ``(N,)``.
-        batch: trials or images that run at once; by default as many as keep the largest map of a
-            batch in the CPU's cache.
+        batch: trials that run at once; by default as many as keep their largest maps in the
+            CPU's cache.
         device: where it runs.
         memory: budget of golden tensors in bytes.
         golden: what :meth:`share` of the same replay gave in another process.
@@ -87,7 +87,6 @@ class Replay:
                 f"got {len(images)} images and {len(labels)} labels."
             )
         self.network = network.to(device)
-        batch = batch or _batch(network)
         self._labels = labels.to(device)
         self._contexts = {
             layer.name: LayerContext(layer, self.network.arithmetic, accelerator)
@@ -95,9 +94,9 @@ class Replay:
         }
         with torch.inference_mode():
             self._tensors = GoldenTensors(
-                self.network, images.to(device), batch=batch, memory=memory, shared=golden
+                self.network, images.to(device), memory=memory, shared=golden
             )
-        self._propagation = Propagation(self.network, batch=batch)
+        self._propagation = Propagation(self.network, batch=batch or _batch(network))
         self.golden = self._tensors.run(self._labels)
 
     def share(self) -> SharedGolden | None:
@@ -130,7 +129,8 @@ class Replay:
         layer_of = np.array([layers.index(stratum.layer) for stratum in population])[trials.stratum]
         done = 0
         with torch.inference_mode():
-            for block in np.unique(block_of).tolist():
+            held = self._tensors.held  # first, so that it need not be computed again
+            for block in sorted(np.unique(block_of).tolist(), key=lambda number: number != held):
                 maps = self._tensors.of_block(block)
                 within = image - block * self._tensors.block
                 changes: dict[str, SparseChange] = {}

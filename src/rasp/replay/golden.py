@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
 MEMORY = 1 << 30
 """Bytes of golden tensors that are held at once."""
+
+_LEAST, _MOST = 16, 128  # images that run at once
+
+
+def golden_bytes(network: Network) -> int:
+    """Bytes of the golden tensors of one image."""
+    values = sum(math.prod(node.shape) for node in network.nodes)
+    return values * network.arithmetic.bits // 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,8 +72,7 @@ class GoldenTensors:
     Args:
         network: what runs.
         images: ``(N, C, H, W)`` normalised.
-        batch: images that run at once.
-        memory: budget in bytes; at least one batch is held.
+        memory: budget in bytes; at least 16 images are held.
         shared: what :meth:`share` gave for the same network and images; nothing is computed then.
     """
 
@@ -73,13 +81,14 @@ class GoldenTensors:
         network: Network,
         images: Tensor,
         *,
-        batch: int,
         memory: int = MEMORY,
         shared: SharedGolden | None = None,
     ) -> None:
         self._network = network
         self._images = images
-        self._batch = batch
+        each = golden_bytes(network)
+        self.block = max(_LEAST, memory // each)
+        self._batch = max(_LEAST, min(_MOST, memory // 8 // each))
         self._held: tuple[int, Mapping[str, Maps]] | None = None
         if shared is not None:
             self.block = len(images)
@@ -93,18 +102,15 @@ class GoldenTensors:
             )
             return
         logits = []
-        for start in range(0, len(images), batch):
-            values = self._trace(range(start, min(start + batch, len(images))))
-            if start == 0:
-                each = sum(v[0].numel() * v.element_size() for v in values.values())
-                self.block = max(batch, memory // each)
+        for start in range(0, len(images), self._batch):
+            values = self._trace(range(start, min(start + self._batch, len(images))))
             logits.append(network.arithmetic.decode(network.output, values[network.output]))
         self.logits = torch.cat(logits)
 
     @property
-    def blocks(self) -> int:
-        """Parts the images are cut into so that the golden tensors of a part fit in memory."""
-        return -(-len(self._images) // self.block)
+    def held(self) -> int:
+        """Number of the block that is held, -1 for none."""
+        return -1 if self._held is None else self._held[0]
 
     def of_block(self, number: int) -> Mapping[str, Maps]:
         """Stored output of every node for the images ``number * block`` and on."""
@@ -115,7 +121,7 @@ class GoldenTensors:
 
     def share(self) -> SharedGolden | None:
         """All of it for other processes; ``None`` if it does not fit in memory at once."""
-        if self.blocks > 1:
+        if self.block < len(self._images):
             return None
         maps = {
             name: (maps.pixels.cpu().numpy(), maps.shape) for name, maps in self.of_block(0).items()

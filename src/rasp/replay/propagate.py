@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rasp.network.maps import Maps
 
 _WORD = 8  # bytes that are held against each other at once
-_TOGETHER = 1024  # trials that go through the network at once
+_TOGETHER = 4  # batches that go through the network side by side
 _WORTH = 2e9  # operations that a part of its own has to save
 _KEPT = 0.85  # share of live trials below which the others are taken out
 
@@ -153,8 +153,9 @@ class Propagation:
         """
         found = [Answers(image[:0], self._decode(golden[self._network.output], image[:0]))]
         trials = torch.unique(torch.cat([image[:0], *(c.row for c in changes.values())]))
-        for first in range(0, len(trials), _TOGETHER):
-            part = trials[first : first + _TOGETHER]
+        for part in torch.split(trials, _TOGETHER * self._batch):
+            if not len(part):
+                continue
             low, high = int(part[0]), int(part[-1])
             chosen = {
                 name: change.pick((change.row >= low) & (change.row <= high))
