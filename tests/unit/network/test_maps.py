@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rasp.network.maps import Maps
@@ -32,6 +32,7 @@ def stored(draw):
 
 
 @given(values=stored(), start=st.integers(0, N - 1), rows=st.lists(st.integers(0, N - 1)))
+@settings(deadline=None)
 def test_images_are_what_was_stored(values, start, rows):
     maps = Maps.empty(N, values)
     maps.store(slice(start, N), values[start:])
@@ -46,6 +47,7 @@ def test_images_are_what_was_stored(values, start, rows):
 
 
 @given(values=stored(), seed=st.integers(0, 2**20))
+@settings(deadline=None)
 def test_single_values_and_padding(values, seed):
     maps = Maps.of(values)
     area = math.prod(maps.size)
@@ -67,6 +69,7 @@ def test_single_values_and_padding(values, seed):
     size=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     seed=st.integers(0, 2**20),
 )
+@settings(deadline=None)
 def test_windows_are_cuts_of_the_padded_map(values, corners, size, seed):
     top, left = torch.tensor(corners).T
     generator = torch.Generator().manual_seed(seed)

@@ -50,7 +50,7 @@ def reads(how, out):
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_output_that_reads_a_changed_pixel_is_touched(data):
     how, size, out = data.draw(geometries())
     changed = data.draw(windows(size))
@@ -69,7 +69,7 @@ def test_every_output_that_reads_a_changed_pixel_is_touched(data):
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_what_a_window_needs_begins_and_ends_with_what_it_reads(data):
     how, _, out = data.draw(geometries())
     window = data.draw(windows(out))
