@@ -26,7 +26,7 @@ CHUNK, TRIALS = 500, 20_000
 CAMPAIGN = f"""
 import sys
 import numpy as np
-from rasp.campaign.job import Rows
+from rasp.campaign.job import Rows, Task
 from rasp.campaign.runner import run_chunks
 from rasp.campaign.spec import CampaignSpec
 from rasp.campaign.store import COLUMNS, ImageFacts, StratumFacts, open_or_create
@@ -54,7 +54,8 @@ def campaign(path, before=lambda task: None):
     with open_or_create(path, SPEC, chunk={CHUNK}) as store:
         images = [ImageFacts(i, i, 0.5, 1.0) for i in range(3)]
         store.describe([StratumFacts("fc", "RD", 1.0)], images)
-        run_chunks(Arithmetic(before), store)
+        tasks = [Task(chunk, store.span(chunk)) for chunk in store.missing()]
+        run_chunks(Arithmetic(before), store, tasks)
 
 def main(path, before=lambda task: None):
     try:
