@@ -49,7 +49,7 @@ def mrfi(model, images, shares, seconds, batch):
         {
             "faultinject": [
                 {
-                    "type": "ActivationOut",
+                    "type": "activation_out",
                     "enabled": True,
                     "error_mode": {"method": "FloatRandomBitFlip"},
                     "selector": {
@@ -64,7 +64,7 @@ def mrfi(model, images, shares, seconds, batch):
     )
     injector = MRFI(model, config)
     configs = injector.get_activation_configs
-    layers = [configs(is_out=True, module_name=name) for name in names(model)]
+    layers = [configs(is_out=True, module_fullname=name) for name in names(model)]
     for layer in layers:
         layer.enabled = False
     rng, trials, start = np.random.default_rng(0), 0, time.process_time()
