@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _UNIFORM = 0.1  # share of the trials drawn with the population's shares, so no weight exceeds 10
 _PRIOR = 10.0  # trials that the model of a cell's rate is worth
-_EVENTS = 2.0  # events added to every factor of that model
+_EVENTS = 1.0  # events that the prior of a factor of that model is worth
 _SWEEPS = 20
 
 
@@ -79,24 +79,25 @@ def _rates(
 ) -> NDArray[np.float64]:
     """Rate of each cell as a product of factors of its layer, its kind of fault and its margin.
 
-    The factors are fitted by iterative proportional scaling; events added on both sides keep those
-    with few trials near the others.
+    Poisson rates with a prior of mean 1 on every factor, fitted one group of factors after the
+    other: a kind that never failed is held rarer the more trials it had, never impossible.
     """
     layers = [stratum.layer for stratum in population]
     kinds = [(stratum.model, stratum.bits) for stratum in population]
-    overall = (events.sum() + 1.0) / (trials.sum() + 1.0)
-    rate = np.full(trials.shape, overall)
     codes = [np.unique(_numbered(names), return_inverse=True)[1] for names in (layers, kinds)]
-    margins = np.broadcast_to(np.arange(trials.shape[1]), trials.shape)
-    groups = [np.broadcast_to(code[:, None], trials.shape) for code in codes] + [margins]
+    groups = [np.broadcast_to(code[:, None], trials.shape) for code in codes]
+    groups.append(np.broadcast_to(np.arange(trials.shape[1]), trials.shape))
+    overall = (events.sum() + 1.0) / (trials.sum() + 1.0)
+    factors = [np.ones(int(group.max()) + 1) for group in groups]
+    rate = np.full(trials.shape, overall)
     for _ in range(_SWEEPS):
-        for group in groups:
-            flat = group.ravel()
-            seen = np.bincount(flat, weights=events.ravel())
-            expected = np.bincount(flat, weights=(trials * rate).ravel())
-            factor = (seen + _EVENTS) / (expected + _EVENTS)
-            rate = np.minimum(rate * factor[group], 1.0)
-    return rate
+        for number, group in enumerate(groups):
+            rest = rate / factors[number][group]
+            seen = np.bincount(group.ravel(), weights=events.ravel())
+            expected = np.bincount(group.ravel(), weights=(trials * rest).ravel())
+            factors[number] = (seen + _EVENTS) / (expected + _EVENTS)
+            rate = rest * factors[number][group]
+    return np.asarray(np.minimum(rate, 1.0), dtype=np.float64)
 
 
 def _numbered(names: Sequence[object]) -> list[int]:
