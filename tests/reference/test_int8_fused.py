@@ -143,7 +143,9 @@ def test_many_results_and_doubtful_ones(name, least, spread, monkeypatch):
     if layer.sums.bytes is None:
         pytest.skip("this machine has no byte kernel")
 
-    got = layer.fused._whole(layer.sums.bytes, padded)
+    read, kernel = layer.sums.choose(x, padded=False)
+    assert (kernel is layer.sums.padding_bytes) == (least == 0 and any(shape.padding))
+    got = layer.fused._whole(kernel, read)
 
     assert got is not None
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -165,8 +167,9 @@ def test_sums_that_saturate_are_left_to_the_integers(large, monkeypatch):
     assert np.array_equal(got.numpy(), expected(layer, x))
 
 
+@pytest.mark.parametrize("least", [-128, 0])
 @pytest.mark.parametrize("name", ["3x3", "groups", "image"])
-def test_sums_too_dense_for_fp32_to_tell_them_apart(name):
+def test_sums_too_dense_for_fp32_to_tell_them_apart(name, least):
     """The biases put all results of a kernel near the middle of two integers."""
     shape = SHAPES[name]
     generator = torch.Generator().manual_seed(2)
@@ -176,11 +179,13 @@ def test_sums_too_dense_for_fp32_to_tell_them_apart(name):
     middle = (90.5 + torch.arange(shape.K)) * (torch.arange(shape.K) % 2 * 2 - 1)
     bias = torch.round(middle / factor).long()
     layer = Int8Layer(shape, layer.weight, bias, converter)
-    padded = layer.sums.pad(inputs(shape, 100, -128, generator))
+    x = inputs(shape, 100, least, generator)
+    padded = layer.sums.pad(x)
     if layer.sums.bytes is None:
         pytest.skip("this machine has no byte kernel")
 
-    got = layer.fused._whole(layer.sums.bytes, padded)
+    read, kernel = layer.sums.choose(x, padded=False)
+    got = layer.fused._whole(kernel, read)
 
     assert got is not None
     assert np.array_equal(got.numpy(), expected(layer, padded))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rasp.progress import Progress
     from rasp.replay.golden import GoldenRun
 
-_LARGE = 4
+_LARGE = 4  # times, where golden tensors do not fit in memory and are computed once a chunk
 _CHUNKS_EACH = 4  # at least, of a worker
 
 
@@ -149,7 +149,8 @@ def inject(
     with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
         if chunk is None:
             fits = golden_bytes(network) * len(images) <= job.memory
-            chunk = _chunk(spec.trials, others.slots if others else 1, fits=fits)
+            most = CHUNK * (32 // network.arithmetic.bits) * (1 if fits else _LARGE)
+            chunk = _chunk(spec.trials, others.slots if others else 1, most)
         with open_or_create(store_path, spec, chunk=chunk, shard=shard) as store:
             if store.missing():
                 worker = Worker(job)
@@ -214,12 +215,8 @@ def run_chunks(
         progress(title, finished, asked)
 
 
-def _chunk(trials: int, slots: int, *, fits: bool) -> int:
-    """Trials of a chunk, so many that all workers have the last ones at about the same time.
-
-    Golden tensors that do not fit in memory are computed once a chunk, which is larger then.
-    """
-    most = CHUNK if fits else _LARGE * CHUNK
+def _chunk(trials: int, slots: int, most: int) -> int:
+    """Trials of a chunk, so many that all workers have the last ones at about the same time."""
     return most if slots == 1 else max(1, min(most, -(-trials // (_CHUNKS_EACH * slots))))
 
 

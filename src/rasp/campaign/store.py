@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 CHUNK = 8192
-"""Trials of one transaction, the work a kill can cost."""
+"""Trials of one transaction in fp32, the work a kill can cost; narrower formats take more."""
 
 
 class Store(reader.Reader):

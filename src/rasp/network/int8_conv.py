@@ -48,8 +48,9 @@ class ExactConv:
         self._side = int(torch.stack([wide.clamp_min(0), -wide.clamp_max(0)]).sum(2).amax())
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the packed weight, whose layout is this machine's."""
-        return {name: value for name, value in self.__dict__.items() if name != "bytes"}
+        """Without the packed weights, whose layout is this machine's."""
+        packed = ("bytes", "padding_bytes")
+        return {name: value for name, value in self.__dict__.items() if name not in packed}
 
     def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Exact integers ``(N, K, Ho, Wo)``, in fp32 where they stay below 2**24, else float64.
@@ -58,19 +59,28 @@ class ExactConv:
             x: int8 ``(N, C, H, W)`` or ``(N, C)``.
             padded: the padding is written out, and ``x`` may be any part of the map.
         """
-        x = x if padded else self.pad(x)
-        kernel = self.bytes if x.device.type == "cpu" and len(x) else None
+        x, kernel = self.choose(x, padded=padded)
         if kernel is not None:
             data = kernel.encode(x)
             if self._side * (255 if data.shifted else 127) < _EXACT:
                 sums = kernel(data.values)
                 return sums.sub_(kernel.correction) if data.shifted else sums
+            x = self.pad(x) if any(kernel.padding) else x
         return self._floats(x)
 
+    def choose(self, x: Tensor, *, padded: bool) -> tuple[Tensor, ByteConv | None]:
+        """The byte kernel to use, ``None`` for none, and the input with the padding it needs."""
+        here = x.device.type == "cpu" and len(x) > 0
+        if not padded:
+            x = x.reshape(-1, self.shape.C, self.shape.H, self.shape.W)
+            if here and self.padding_bytes is not None and int(x.amin()) >= 0:
+                return x, self.padding_bytes
+            x = self.pad(x)
+        return x, self.bytes if here else None
+
     def pad(self, x: Tensor) -> Tensor:
-        """The input ``(N, C, H, W)`` or ``(N, C)`` with the layer's padding written out."""
+        """The input ``(N, C, H, W)`` with the layer's padding written out."""
         rows, columns = self.shape.padding
-        x = x.reshape(-1, self.shape.C, self.shape.H, self.shape.W)
         return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
 
     @cached_property
@@ -81,6 +91,18 @@ class ExactConv:
         if wide and self.reach * 255 < _INT32 and _sums_bytes_exactly():
             return ByteConv(shape, self.weight)
         return None
+
+    @cached_property
+    def padding_bytes(self) -> ByteConv | None:
+        """The byte kernel that pads inputs without a sign itself, which saves what padding adds.
+
+        ``None`` where a window might lie in the padding alone: the middle of every one must not.
+        """
+        shape, (rows, columns) = self.shape, self.shape.padding
+        centred = 2 * rows < shape.R and 2 * columns < shape.S and shape.dilation == (1, 1)
+        if self.bytes is None or not (rows or columns) or not centred:
+            return None
+        return ByteConv(shape, self.weight, shape.padding)
 
     def at(self, x: Tensor, places: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """Single sums, int64 ``(M,)``, of maps that need no padding.
@@ -125,14 +147,21 @@ class Bytes(NamedTuple):
 class ByteConv:
     """oneDNN's uint8 x int8 kernel with 32-bit sums, used around its faults.
 
-    Padding is the caller's, and activations with a sign are shifted by 128, which the caller takes
-    off the results: oneDNN's own padding and zero points were seen to give wrong sums, or to read
-    out of bounds, where a window lies in the padding alone. Fewer than four channels become four.
+    Activations with a sign are shifted by 128, which the caller takes off the results, and must
+    have their padding written out: oneDNN's zero points, and its padding where a window lies in the
+    padding alone, were seen to give wrong sums or to read out of bounds. Fewer than four channels
+    become four.
+
+    Args:
+        shape: the layer.
+        weight: int8 ``(K, C / groups, R, S)``.
+        padding: rows and columns that the kernel adds on each side.
     """
 
-    def __init__(self, shape: ConvShape, weight: Tensor) -> None:
+    def __init__(self, shape: ConvShape, weight: Tensor, padding: tuple[int, int] = (0, 0)) -> None:
+        self.padding = padding
         self._missing = max(0, _LEAST_CHANNELS - shape.C) if shape.groups == 1 else 0
-        self._geometry = list(shape.stride), [0, 0], list(shape.dilation), shape.groups
+        self._geometry = list(shape.stride), list(padding), list(shape.dilation), shape.groups
         self._ones = torch.ones(shape.K)
         self._zeros = torch.zeros(shape.K, dtype=torch.int32)
         self._packed: Tensor = torch.ops.onednn.qconv_prepack(

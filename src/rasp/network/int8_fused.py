@@ -73,17 +73,20 @@ class FusedConv:
         self._span = down * (shape.R - 1) + 1, right * (shape.S - 1) + 1
         self._kernel = torch.arange(shape.K, device=bias.device).view(-1, 1, 1)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Results ``(n, K, h', w')`` with channels last.
 
         Args:
-            x: int8 ``(n, C, h, w)``, at least the kernel's size, padding written out.
+            x: int8 ``(n, C, h, w)``.
+            padded: the padding is written out, and ``x`` may be any part of the map, at least of
+                the kernel's size.
         """
-        size = len(x) * self._sums.shape.K * math.prod(self._map(x))
-        kernel = self._sums.bytes if size >= _LARGE and x.device.type == "cpu" else None
-        results = None if kernel is None else self._whole(kernel, x)
+        read, kernel = self._sums.choose(x, padded=padded)
+        results = None
+        if kernel is not None and self._count(kernel, read) >= _LARGE:
+            results = self._whole(kernel, read)
         if results is None:
-            results = in_blocks(self._integers, self._sums(x, padded=True))
+            results = in_blocks(self._integers, self._sums(x, padded=padded))
         return results
 
     def _integers(self, sums: Tensor) -> Tensor:
@@ -98,7 +101,8 @@ class FusedConv:
         epilogue = self._epilogues[data.shifted]
         if self._saturates or epilogue.margin > _MARGIN_MAX:
             return None
-        results = torch.empty((len(x), *self._map(x), self._sums.shape.K), dtype=torch.int8)
+        size = self._map(kernel, x)
+        results = torch.empty((len(x), *size, self._sums.shape.K), dtype=torch.int8)
         images = max(1, _CHUNK // max(1, results[0].numel()))
         doubtful = []
         for start in range(0, len(x), images):
@@ -112,14 +116,19 @@ class FusedConv:
                 doubtful.append((index + start * results[0].numel(), u.view(-1)[index]))
         if doubtful:
             index, u = (torch.cat(tensors) for tensors in zip(*doubtful, strict=True))
-            again = self._again(data.values, results.shape, index, u, epilogue)
+            padded = self._sums.pad(data.values) if any(kernel.padding) else data.values
+            again = self._again(padded, results.shape, index, u, epilogue)
             results.view(-1)[index] = again
         return results.permute(0, 3, 1, 2)
 
-    def _map(self, x: Tensor) -> tuple[int, int]:
+    def _map(self, kernel: ByteConv, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the results."""
         (down, right), (high, wide) = self._sums.shape.stride, self._span
-        return (x.shape[2] - high) // down + 1, (x.shape[3] - wide) // right + 1
+        rows, columns = x.shape[2] + 2 * kernel.padding[0], x.shape[3] + 2 * kernel.padding[1]
+        return (rows - high) // down + 1, (columns - wide) // right + 1
+
+    def _count(self, kernel: ByteConv, x: Tensor) -> int:
+        return len(x) * self._sums.shape.K * math.prod(self._map(kernel, x))
 
     def _round(self, u: Tensor, results: Tensor, epilogue: _Epilogue) -> Tensor:
         """Fill in ``results`` and lower ``u``; flat positions where that changes the integer."""

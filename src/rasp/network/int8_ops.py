@@ -178,8 +178,7 @@ class Int8Arithmetic:
         x = inputs[0]
         match node:
             case Conv():
-                x = self.layers[node.name].sums.pad(x)
-                return self.run_window(node, x).reshape(-1, *node.shape)
+                return self._convolve(node, x, padded=False).reshape(-1, *node.shape)
             case Add():
                 return add(self.adds[node.name], x, inputs[1])
             case Scale() | Activation():
@@ -205,11 +204,14 @@ class Int8Arithmetic:
         Returns:
             int8 ``(n, K, h', w')``, the values :meth:`run` gives there.
         """
+        return self._convolve(conv, padded, padded=True)
+
+    def _convolve(self, conv: Conv, x: Tensor, *, padded: bool) -> Tensor:
         layer = self.layers[conv.name]
         if not layer.truncate:
-            return layer.fused(padded)
-        kernel = torch.arange(conv.conv.K, device=padded.device).view(-1, 1, 1)
-        sums = layer.sums(padded, padded=True)
+            return layer.fused(x, padded=padded)
+        kernel = torch.arange(conv.conv.K, device=x.device).view(-1, 1, 1)
+        sums = layer.sums(x, padded=padded)
         return in_blocks(lambda part: self.finish(conv, part, kernel), sums)
 
     def _quantise(self, name: str, real: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from rasp.progress import Progress
     from rasp.replay.golden import SharedGolden
 
-_CACHE = 16 << 20  # bytes
-_LEAST, _MOST = 64, 512
+_MAPS = 64 << 20  # bytes of the largest map in a batch
+_LEAST, _MOST = 64, 256
 
 
 class Replay:
@@ -182,4 +182,4 @@ class Replay:
 
 def _batch(network: Network) -> int:
     largest = max(math.prod(node.shape) for node in network.nodes) * network.arithmetic.bits // 8
-    return max(_LEAST, min(_MOST, _CACHE // largest))
+    return max(_LEAST, min(_MOST, _MAPS // largest))

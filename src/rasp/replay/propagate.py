@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rasp.network.maps import Maps
 
 _WORD = 8  # bytes that are held against each other at once
-_TOGETHER = 4  # batches that go through the network side by side
+_TOGETHER = 16  # batches that go through the network side by side
 _WORTH = 2e9  # operations that a part of its own has to save
 _KEPT = 0.85  # share of live trials below which the others are taken out
 
