@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rasp.network.graph import Conv
-from rasp.network.int8_conv import ExactConv
+from rasp.network.int8_conv import ExactConv, pad
 from rasp.network.int8_converter import Converter, add
 from rasp.network.int8_ops import Int8Arithmetic, Int8Layer
 from rasp.nvdla.shapes import ConvShape
@@ -86,7 +86,7 @@ def test_windows_equal_slices_of_the_whole_layer(name, least, low, large, monkey
     conv, arithmetic = arithmetic_of(layer)
     x = inputs(shape, 4, least, generator)
     whole = arithmetic.run(conv, [x])
-    padded = layer.sums.pad(x)
+    padded = pad(x, shape.padding)
     assert np.array_equal(whole.numpy(), expected(layer, padded))
 
     (st_, sl), (dt, dl) = shape.stride, shape.dilation
@@ -127,7 +127,7 @@ def test_every_result_is_the_integers(name, least, clip, spread, shift, large, s
         patch.setattr("rasp.network.int8_fused._LARGE", large)
         got = arithmetic.run(conv, [x])
 
-    assert np.array_equal(got.numpy(), expected(layer, layer.sums.pad(x)))
+    assert np.array_equal(got.numpy(), expected(layer, pad(x, shape.padding)))
 
 
 @pytest.mark.parametrize("least", [-128, 0])
@@ -139,7 +139,7 @@ def test_many_results_and_doubtful_ones(name, least, spread, monkeypatch):
     shape = SHAPES[name]
     layer = layer_of(shape, generator, spread=spread)
     x = inputs(shape, 200, least, generator)
-    padded = layer.sums.pad(x)
+    padded = pad(x, shape.padding)
     if layer.sums.bytes is None:
         pytest.skip("this machine has no byte kernel")
 
@@ -180,7 +180,7 @@ def test_sums_too_dense_for_fp32_to_tell_them_apart(name, least):
     bias = torch.round(middle / factor).long()
     layer = Int8Layer(shape, layer.weight, bias, converter)
     x = inputs(shape, 100, least, generator)
-    padded = layer.sums.pad(x)
+    padded = pad(x, shape.padding)
     if layer.sums.bytes is None:
         pytest.skip("this machine has no byte kernel")
 
@@ -196,7 +196,7 @@ def test_single_sums_equal_the_convolution(name):
     generator = torch.Generator().manual_seed(5)
     shape = SHAPES[name]
     layer = layer_of(shape, generator)
-    padded = layer.sums.pad(inputs(shape, 3, -128, generator))
+    padded = pad(inputs(shape, 3, -128, generator), shape.padding)
     whole = ExactConv(shape, layer.weight)(padded, padded=True)
     places = tuple(
         torch.randint(0, size, (50,), generator=generator)

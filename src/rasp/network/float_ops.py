@@ -25,6 +25,7 @@ from rasp.network.graph import (
     Pool,
     Scale,
 )
+from rasp.network.onednn import two_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,13 +114,11 @@ def convolve(conv: Conv, x: Tensor, weight: Tensor, *, padded: bool = False) -> 
     """Plain convolution without bias, in channels-last order.
 
     A linear layer's vectors are seen as 1 x 1 maps. ``padded`` inputs have their padding written
-    out and may be any part of the map. A second channel of zeros joins a single one that is read
-    with a stride along columns: oneDNN was seen to read beyond the end of such maps.
+    out and may be any part of the map.
     """
     shape = conv.conv
     x = x if padded else x.reshape(-1, shape.C, shape.H, shape.W)
-    if shape.C == 1 < shape.stride[1]:
-        x, weight = (F.pad(values, (0, 0, 0, 0, 0, 1)) for values in (x, weight))
+    x, weight = two_channels(shape, x, weight)
     full = cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with full if x.is_cuda else nullcontext():
         return F.conv2d(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends import cudnn
 
+from rasp.network.onednn import two_channels
 from rasp.nvdla.shapes import ConvShape
 
 _EXACT = 2**24  # fp32 holds every integer up to it
@@ -59,29 +60,27 @@ class ExactConv:
             x: int8 ``(N, C, H, W)`` or ``(N, C)``.
             padded: the padding is written out, and ``x`` may be any part of the map.
         """
-        x, kernel = self.choose(x, padded=padded)
-        if kernel is not None:
-            data = kernel.encode(x)
-            if self._side * (255 if data.shifted else 127) < _EXACT:
-                sums = kernel(data.values)
-                return sums.sub_(kernel.correction) if data.shifted else sums
-            x = self.pad(x) if any(kernel.padding) else x
-        return self._floats(x)
+        return self.sums(*self.choose(x, padded=padded))
 
     def choose(self, x: Tensor, *, padded: bool) -> tuple[Tensor, ByteConv | None]:
-        """The byte kernel to use, ``None`` for none, and the input with the padding it needs."""
+        """The input with the padding that is the caller's, and the byte kernel, if one is used."""
         here = x.device.type == "cpu" and len(x) > 0
         if not padded:
             x = x.reshape(-1, self.shape.C, self.shape.H, self.shape.W)
             if here and self.padding_bytes is not None and int(x.amin()) >= 0:
                 return x, self.padding_bytes
-            x = self.pad(x)
+            x = pad(x, self.shape.padding)
         return x, self.bytes if here else None
 
-    def pad(self, x: Tensor) -> Tensor:
-        """The input ``(N, C, H, W)`` with the layer's padding written out."""
-        rows, columns = self.shape.padding
-        return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
+    def sums(self, x: Tensor, kernel: ByteConv | None) -> Tensor:
+        """What a call gives, for what :meth:`choose` chose."""
+        if kernel is not None:
+            data = kernel.encode(x)
+            if self._side * (255 if data.shifted else 127) < _EXACT:
+                sums = kernel(data.values)
+                return sums.sub_(kernel.correction) if data.shifted else sums
+            x = pad(x, kernel.padding)
+        return self._floats(x)
 
     @cached_property
     def bytes(self) -> ByteConv | None:
@@ -125,11 +124,15 @@ class ExactConv:
     def _floats(self, x: Tensor) -> Tensor:
         shape = self.shape
         exact = torch.float32 if self.reach * _OFFSET < _EXACT else torch.float64
-        weight = self.weight.to(exact)
+        values, weight = two_channels(shape, x.to(exact), self.weight.to(exact))
         with cudnn.flags(enabled=False) if x.is_cuda else nullcontext():  # Winograd's sums round
-            return F.conv2d(
-                x.to(exact), weight, None, shape.stride, 0, shape.dilation, shape.groups
-            )
+            return F.conv2d(values, weight, None, shape.stride, 0, shape.dilation, shape.groups)
+
+
+def pad(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Maps ``(N, C, H, W)`` with rows and columns of zeros written out on each side."""
+    rows, columns = padding
+    return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
 
 
 class Bytes(NamedTuple):
@@ -236,7 +239,7 @@ def _sums_bytes_exactly() -> bool:
     try:
         kernel = ByteConv(shape, weight)
         sums, clipped = kernel(x), kernel(x, scale, offset, (-99.5, 99.5))
-    except (AttributeError, NotImplementedError, RuntimeError):  # torch built without the kernel
+    except (AttributeError, NotImplementedError):  # torch built without the kernel
         return False
     close = torch.allclose(clipped.double(), scaled.clamp(-99.5, 99.5), rtol=0, atol=2**-16)
     return torch.equal(sums.double(), expected) and close

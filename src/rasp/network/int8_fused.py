@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from rasp.network.int8_conv import pad
 from rasp.network.int8_converter import in_blocks
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ class FusedConv:
             padded: the padding is written out, and ``x`` may be any part of the map, at least of
                 the kernel's size.
         """
-        read, kernel = self._sums.choose(x, padded=padded)
+        x, kernel = self._sums.choose(x, padded=padded)
         results = None
-        if kernel is not None and self._count(kernel, read) >= _LARGE:
-            results = self._whole(kernel, read)
+        if kernel is not None and self._count(kernel, x) >= _LARGE:
+            results = self._whole(kernel, x)
         if results is None:
-            results = in_blocks(self._integers, self._sums(x, padded=padded))
+            results = in_blocks(self._integers, self._sums.sums(x, kernel))
         return results
 
     def _integers(self, sums: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class FusedConv:
                 doubtful.append((index + start * results[0].numel(), u.view(-1)[index]))
         if doubtful:
             index, u = (torch.cat(tensors) for tensors in zip(*doubtful, strict=True))
-            padded = self._sums.pad(data.values) if any(kernel.padding) else data.values
+            padded = pad(data.values, kernel.padding)
             again = self._again(padded, results.shape, index, u, epilogue)
             results.view(-1)[index] = again
         return results.permute(0, 3, 1, 2)

@@ -184,7 +184,7 @@ def test_windows_found_exact_are_exact_on_other_values_and_in_larger_batches(
 ):
     conv, arithmetic = conv_of(**shape), FloatArithmetic(number_format)
     geometry, generator = conv.conv, torch.Generator().manual_seed(3)
-    images = torch.randn(128, geometry.C, 12, 12, generator=generator)
+    images = torch.randn(256, geometry.C, 12, 12, generator=generator)
     images[:16] *= 1e4
     images[16:32] *= 1e-4
     x = arithmetic.encode(images)
@@ -194,8 +194,8 @@ def test_windows_found_exact_are_exact_on_other_values_and_in_larger_batches(
         if not exact(arithmetic, conv, height, width):
             continue
         tried += 1
-        for n in (16, 48, 128):
-            image = torch.randperm(128, generator=generator)[:n]
+        for n in (16, 48, 128, 256):
+            image = torch.randperm(256, generator=generator)[:n]
             limits = (geometry.Ho - height + 1, geometry.Wo - width + 1)
             top, left = (torch.randint(0, limit, (n,), generator=generator) for limit in limits)
             window = Window(top, left, height, width)
