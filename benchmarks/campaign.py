@@ -46,7 +46,6 @@ from rasp.faults.models import nvdla_mix
 from rasp.network.lower import lower
 from rasp.nvdla.config import load
 from rasp.quantization.calibrate import quantize
-from rasp.statistics import weighted_rate
 
 ACCELERATOR = load("nv_small")
 HERE = Path(__file__).parent
@@ -266,11 +265,11 @@ def efficiency(number_format, models, trials, images):
         fault_models=models,
         trials=trials,
         sampling="adaptive",
+        split="given",
     )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "store.sqlite"
-        found = inject(network, chosen, labels, ACCELERATOR, spec, path).contents.tallies
-    rate = weighted_rate(None, found.happened("sdc1"), found.trials, found.weight, found.square)
+        rate = inject(network, chosen, labels, ACCELERATOR, spec, path).overall["sdc1"]
     return {"efficiency": rate.n_effective / rate.n, "sdc1": str(rate), "events": rate.events}
 
 

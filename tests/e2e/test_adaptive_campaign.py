@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rasp.campaign import spec as campaign_spec
+from rasp.campaign.rates import overall
 from rasp.campaign.reader import opened
 from rasp.campaign.result import read
 from rasp.campaign.runner import inject, specify
@@ -17,7 +18,6 @@ from rasp.errors import StoreMismatchError
 from rasp.network.lower import lower
 from rasp.nvdla import config
 from rasp.quantization.calibrate import quantize
-from rasp.statistics import weighted_rate
 
 IMAGES, TRIALS, CHUNK = 24, 1100, 100
 SEED = 5  # of a campaign whose intervals are narrower after every round
@@ -75,10 +75,7 @@ def half_widths(path):
                 seen = reader.tallies(number + 1)
             except ValueError:
                 break
-            hit = seen.happened(reader.spec.outcome)
-            cluster = None if reader.spec.split == "given" else seen.image
-            rate = weighted_rate(cluster, hit, seen.trials, seen.weight, seen.square)
-            found.append(rate.half_width)
+            found.append(overall(reader.spec, seen, reader.spec.outcome).half_width)
     return found
 
 

@@ -27,7 +27,7 @@ from rasp.network.lower import lower
 from rasp.nvdla.config import load
 from rasp.quantization.calibrate import quantize
 from rasp.replay.engine import Replay
-from rasp.statistics import weighted_rate
+from rasp.statistics import horvitz_thompson, weighted_rate
 
 REPEATS = 1000
 SIGMAS = 4.0
@@ -145,8 +145,13 @@ def campaign(of, images, *, seed, adaptive=True, rounds=ROUNDS):
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def rate(image, hit, weight):
-    return weighted_rate(image, hit, np.ones(len(hit), dtype=np.int64), weight, weight**2)
+def rate(image, hit, weight, *, adaptive=True, rounds=ROUNDS, images=1):
+    """As a campaign reports it."""
+    columns = (image, hit, np.ones(len(hit), dtype=np.int64), weight, weight**2)
+    if not adaptive:
+        return weighted_rate(*columns)
+    expected = sum(SPEC.emphasis(number) * len(span) for number, span in enumerate(rounds))
+    return horvitz_thompson(*columns, expected=expected, clusters=images)
 
 
 @cache
@@ -159,7 +164,8 @@ def repeats(number_format, adaptive, sampled):
     for seed in range(REPEATS):
         images = generator.choice(everything, len(everything)) if sampled else everything
         image, hit, weight = campaign(of, images, seed=seed, adaptive=adaptive)
-        found.append(rate(image if sampled else None, hit, weight))
+        cluster = image if sampled else None
+        found.append(rate(cluster, hit, weight, adaptive=adaptive, images=len(images)))
     return found
 
 
@@ -227,7 +233,8 @@ def test_rare_events_in_few_images_are_covered_nearly_as_often():
     truth, images = of.truth().mean(), np.arange(len(of.margin))
     spans = SPEC.model_copy(update={"trials": 8192}).rounds()
 
-    found = [rate(None, *campaign(of, images, seed=s, rounds=spans)[1:]) for s in range(400)]
+    seen = [campaign(of, images, seed=s, rounds=spans)[1:] for s in range(400)]
+    found = [rate(None, *columns, rounds=spans) for columns in seen]
 
     estimates = np.array([each.estimate for each in found])
     assert abs(estimates.mean() - truth) < SIGMAS * estimates.std(ddof=1) / 20

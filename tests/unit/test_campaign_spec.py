@@ -117,6 +117,14 @@ def test_the_first_rounds_of_adaptive_sampling_weigh_less():
 
 
 @pytest.mark.parametrize(
+    ("trials", "weight"), [(0, 0), (100, 10), (4096, 409.6), (5096, 909.6), (9192, 3457.6)]
+)
+def test_the_first_trials_of_adaptive_sampling_are_expected_to_weigh_so_much(trials, weight):
+    assert of(sampling="adaptive").expected_weight(trials) == pytest.approx(weight)
+    assert of().expected_weight(trials) == trials
+
+
+@pytest.mark.parametrize(
     "asked", [{"sampling": "neyman"}, {"margin": 0.0}, {"margin": 0.5}, {"outcome": "masked"}]
 )
 def test_what_a_campaign_cannot_stop_at_is_refused(asked):

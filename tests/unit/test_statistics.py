@@ -11,6 +11,7 @@ from rasp.statistics import (
     Ratio,
     clopper_pearson,
     clustered_rate,
+    horvitz_thompson,
     ratio,
     sample_size,
     weighted_rate,
@@ -262,6 +263,61 @@ def test_the_same_trials_summed_up_give_the_same_rate():
 
     for name in ("estimate", "low", "high", "n", "n_effective", "events"):
         assert getattr(one, name) == pytest.approx(getattr(other, name))
+
+
+def total(cluster, hit, weight, *, expected, clusters=20):
+    ones = np.ones(len(hit), int)
+    return horvitz_thompson(
+        cluster, hit, ones, weight, weight**2, expected=expected, clusters=clusters
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_variance_of_a_known_population_is_that_of_the_cluster_totals(seed):
+    """Ten of thirty clusters have no trial and count."""
+    cluster, hit, weight = weighted_sample(seed)
+    expected, clusters = 1.1 * weight.sum(), 30
+    p = weight[hit].sum() / expected
+    totals = np.array([weight[hit & (cluster == c)].sum() for c in range(clusters)])
+    t = 2.045229642  # of 29 degrees of freedom
+
+    independent = total(None, hit, weight, expected=expected)
+    clustered = total(cluster, hit, weight, expected=expected, clusters=clusters)
+
+    assert independent.estimate == clustered.estimate == pytest.approx(p)
+    alone = (weight[hit] ** 2).sum() - (p * expected) ** 2 / len(hit)
+    assert independent.n_effective == pytest.approx(p * (1 - p) * expected**2 / alone)
+    shared = max(alone, clusters * totals.var(ddof=1))
+    worth = p * (1 - p) * expected**2 / shared * (1.959963985 / t) ** 2
+    assert clustered.n_effective == pytest.approx(worth)
+    assert clustered.method == "wilson, clustered"
+
+
+@pytest.mark.parametrize(("events", "n"), [(3, 40), (120, 1000), (999, 1000), (0, 50), (50, 50)])
+def test_a_known_population_of_independent_trials_of_weight_one_is_the_plain_one(events, n):
+    found = horvitz_thompson(
+        None, [True, False], [events, n - events], *[[events, n - events]] * 2, expected=n
+    )
+
+    plain = wilson(events, n) if 0 < events < n else clopper_pearson(events, n)
+    for name in ("estimate", "low", "high", "n", "events", "n_effective", "method"):
+        assert getattr(found, name) == pytest.approx(getattr(plain, name)), name
+
+
+def test_the_rarer_of_event_and_complement_is_estimated():
+    cluster, hit, weight = weighted_sample(2)
+    expected = 0.9 * weight.sum()
+
+    rare, common = (total(cluster, event, weight, expected=expected) for event in (hit, ~hit))
+
+    assert rare.estimate == pytest.approx(weight[hit].sum() / expected)
+    assert common == rare.complement
+
+
+@pytest.mark.parametrize("expected", [0.0, -1.0, math.inf, math.nan])
+def test_a_population_without_a_positive_total_is_refused(expected):
+    with pytest.raises(ConfigError, match="expected total weight must be positive"):
+        total(None, np.array([True, False]), np.ones(2), expected=expected)
 
 
 @pytest.mark.parametrize("weight", [[1.0, 0.0], [1.0, -1.0]])

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rasp.campaign import store
+from rasp.campaign import rates, store
 from rasp.campaign.store import OUTCOMES
 from rasp.errors import ConfigError, unknown_name
-from rasp.statistics import Rate, weighted_rate, wilson
+from rasp.statistics import Rate, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,14 +87,12 @@ class CampaignResult:
         Raises:
             ConfigError: no trial is finished.
         """
-        whole = np.arange(len(self.contents.tallies.trials))
-        return {name: self._rate(self.contents.tallies.happened(name), whole) for name in OUTCOMES}
+        return {name: rates.overall(self.spec, self.contents.tallies, name) for name in OUTCOMES}
 
     @cached_property
     def activity(self) -> Rate:
         """Share of the faults that hit a value, not an idle register or a cycle without one."""
-        whole = np.arange(len(self.contents.tallies.trials))
-        return self._rate(self.contents.tallies.happened("live"), whole)
+        return rates.overall(self.spec, self.contents.tallies, "live")
 
     @cached_property
     def by_layer(self) -> dict[str, dict[Key, Rate]]:
@@ -136,16 +134,14 @@ class CampaignResult:
                 raise unknown_name("dimension", name, DIMENSIONS)
         if not by:
             raise ConfigError(f"Name what to split by: {', '.join(DIMENSIONS)}.")
-        happened = self.contents.tallies.happened(outcome)
-        return {key: self._rate(happened, chosen) for key, chosen in self._parts(*by)}
+        return {key: self._rate(outcome, chosen) for key, chosen in self._parts(*by)}
 
     def _split(self, by: str) -> dict[str, dict[Key, Rate]]:
         parts = self._parts(by)
-        split: dict[str, dict[Key, Rate]] = {}
-        for outcome in OUTCOMES:
-            happened = self.contents.tallies.happened(outcome)
-            split[outcome] = {key: self._rate(happened, chosen) for key, chosen in parts}
-        return split
+        return {
+            outcome: {key: self._rate(outcome, chosen) for key, chosen in parts}
+            for outcome in OUTCOMES
+        }
 
     def _parts(self, *by: str) -> list[tuple[Key, NDArray[np.int64]]]:
         """Keys of a split in order, and the tallies' entries that belong to each."""
@@ -173,16 +169,8 @@ class CampaignResult:
         codes = np.array([labels.index(label) for label in of_stratum], dtype=np.int64)
         return _Column(codes[tallies.stratum], labels)
 
-    def _rate(self, happened: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Rate:
-        tallies = self.contents.tallies
-        return weighted_rate(
-            None if self.spec.split == "given" else tallies.image[chosen],
-            happened[chosen],
-            tallies.trials[chosen],
-            tallies.weight[chosen],
-            tallies.square[chosen],
-            confidence=self.spec.confidence,
-        )
+    def _rate(self, outcome: str, chosen: NDArray[np.int64]) -> Rate:
+        return rates.part(self.spec, self.contents.tallies, outcome, chosen)
 
 
 def read(path: str | Path) -> CampaignResult:

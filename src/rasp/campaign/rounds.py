@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rasp.campaign.rates import overall
 from rasp.faults.neyman import allocate, proportional
 from rasp.faults.sampling import margin_bins
-from rasp.statistics import weighted_rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,13 +61,4 @@ def reached(store: Store, rounds: int) -> bool:
     spec = store.spec
     if spec.margin is None:
         return False
-    seen = store.tallies(rounds)
-    rate = weighted_rate(
-        None if spec.split == "given" else seen.image,
-        seen.happened(spec.outcome),
-        seen.trials,
-        seen.weight,
-        seen.square,
-        confidence=spec.confidence,
-    )
-    return rate.half_width <= spec.margin
+    return overall(spec, store.tallies(rounds), spec.outcome).half_width <= spec.margin

@@ -135,6 +135,11 @@ class CampaignSpec(BaseModel):
         adaptive = self.sampling == "adaptive"
         return _EMPHASIS[number] if adaptive and number < len(_EMPHASIS) else 1.0
 
+    def expected_weight(self, trials: int) -> float:
+        """Sum of the weights that the first trials have on average."""
+        sizes = (min(len(span), max(0, trials - span.start)) for span in self.rounds())
+        return sum(self.emphasis(number) * size for number, size in enumerate(sizes))
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, 64 hex digits: the identity of the campaign."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

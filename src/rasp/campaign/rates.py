@@ -1,0 +1,51 @@
+"""The rate of an outcome, of a whole campaign or a part of it, from its tallies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rasp.statistics import Rate, horvitz_thompson, weighted_rate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rasp.campaign.contents import Tallies
+    from rasp.campaign.spec import CampaignSpec
+
+
+def overall(spec: CampaignSpec, tallies: Tallies, outcome: str) -> Rate:
+    """Rate of an outcome, or of ``"live"`` faults, over the campaign's whole population.
+
+    Faults that share an image are not independent, so intervals are clustered by image, unless the
+    images are given and no sample of others. Trials of an adaptive campaign are weighted after
+    Horvitz and Thompson; in a uniform one all weigh 1.
+
+    Raises:
+        ConfigError: no trial is finished.
+    """
+    cluster = None if spec.split == "given" else tallies.image
+    columns = (cluster, tallies.happened(outcome), tallies.trials, tallies.weight, tallies.square)
+    if spec.sampling == "uniform":
+        return weighted_rate(*columns, confidence=spec.confidence)
+    return horvitz_thompson(
+        *columns,
+        expected=spec.expected_weight(int(tallies.trials.sum())),
+        clusters=spec.images,
+        confidence=spec.confidence,
+    )
+
+
+def part(spec: CampaignSpec, tallies: Tallies, outcome: str, chosen: NDArray[np.int64]) -> Rate:
+    """Rate of an outcome over the faults of some of the tallies' entries, such as a layer's.
+
+    How many trials fall into a part is chance, so their weights are divided by their own sum.
+    """
+    return weighted_rate(
+        None if spec.split == "given" else tallies.image[chosen],
+        tallies.happened(outcome)[chosen],
+        tallies.trials[chosen],
+        tallies.weight[chosen],
+        tallies.square[chosen],
+        confidence=spec.confidence,
+    )
