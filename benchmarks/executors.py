@@ -134,7 +134,8 @@ def measure(job: Job, *, workers: int, chunk: int, aim: float, repeats: int) -> 
             executors[RAY] = stack.enter_context(closing(Ray(job)))
         except ModuleNotFoundError:
             print("Ray is not installed and left out.")
-        warm_up = [Task(n, range(n * chunk, (n + 1) * chunk)) for n in range(4 * workers)]
+        first = chunk // 4
+        warm_up = [Task(n, range(n * first, (n + 1) * first)) for n in range(4 * workers)]
         for executor in executors.values():
             list(executor.run(warm_up))
         chunks = max(4 * workers, round(4 * aim / seconds(executors[ONE], job, 4, chunk)[0]))

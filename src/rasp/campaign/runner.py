@@ -12,7 +12,7 @@ from rasp.campaign.executors import InProcess, elsewhere
 from rasp.campaign.job import Job, Task, Worker
 from rasp.campaign.rounds import Rounds, reached
 from rasp.campaign.spec import CampaignSpec
-from rasp.campaign.store import CHUNK, ImageFacts, StratumFacts, open_or_create
+from rasp.campaign.store import ImageFacts, StratumFacts, open_or_create
 from rasp.errors import ConfigError
 from rasp.network.digest import digest
 from rasp.progress import silent
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rasp.progress import Progress
     from rasp.replay.golden import GoldenRun
 
+_CHUNK = {32: 1 << 13, 16: 1 << 14, 8: 1 << 16}  # trials, by the bits of a value
 _LARGE = 4  # times, where golden tensors do not fit in memory and are computed once a chunk
 _CHUNKS_EACH = 4  # at least, of a worker
 
@@ -149,7 +150,7 @@ def inject(
     with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
         if chunk is None:
             fits = golden_bytes(network) * len(images) <= job.memory
-            most = CHUNK * (32 // network.arithmetic.bits) * (1 if fits else _LARGE)
+            most = _CHUNK[network.arithmetic.bits] * (1 if fits else _LARGE)
             chunk = _chunk(spec.trials, others.slots if others else 1, most)
         with open_or_create(store_path, spec, chunk=chunk, shard=shard) as store:
             if store.missing():

@@ -153,9 +153,8 @@ class Propagation:
         """
         found = [Answers(image[:0], self._decode(golden[self._network.output], image[:0]))]
         trials = torch.unique(torch.cat([image[:0], *(c.row for c in changes.values())]))
-        for part in torch.split(trials, _TOGETHER * self._batch):
-            if not len(part):
-                continue
+        waves = -(-len(trials) // (_TOGETHER * self._batch))
+        for part in torch.tensor_split(trials, waves) if waves else ():
             low, high = int(part[0]), int(part[-1])
             chosen = {
                 name: change.pick((change.row >= low) & (change.row <= high))
