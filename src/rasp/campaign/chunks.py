@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from rasp.campaign.spec import CampaignSpec
 
+TRIALS = {"fp32": 1 << 13, "fp16": 1 << 14, "int8": 1 << 16}
+"""Trials of a chunk by number format, the work a kill can cost: half a minute or less of most."""
+
 
 class Chunks:
     """Pieces of at most ``size`` trials of each round, numbered in order.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rasp import threads
 from rasp.campaign import result
+from rasp.campaign.chunks import TRIALS
 from rasp.campaign.executors import InProcess, elsewhere
 from rasp.campaign.job import Job, Task, Worker
 from rasp.campaign.rounds import Rounds, reached
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from rasp.progress import Progress
     from rasp.replay.golden import GoldenRun
 
-_CHUNK = {32: 1 << 13, 16: 1 << 14, 8: 1 << 16}  # trials, by the bits of a value
 _LARGE = 4  # times, where golden tensors do not fit in memory and are computed once a chunk
 _CHUNKS_EACH = 4  # at least, of a worker
 
@@ -150,7 +150,7 @@ def inject(
     with closing(others) if others else nullcontext(), threads.suited_to(network.macs):
         if chunk is None:
             fits = golden_bytes(network) * len(images) <= job.memory
-            most = _CHUNK[network.arithmetic.bits] * (1 if fits else _LARGE)
+            most = TRIALS[network.format] * (1 if fits else _LARGE)
             chunk = _chunk(spec.trials, others.slots if others else 1, most)
         with open_or_create(store_path, spec, chunk=chunk, shard=shard) as store:
             if store.missing():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rasp.campaign import database, reader
-from rasp.campaign.chunks import Chunks, Shard, check_shard
+from rasp.campaign.chunks import TRIALS, Chunks, Shard, check_shard
 from rasp.campaign.contents import (
     COLUMNS,
     OUTCOMES,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rasp.campaign.spec import CampaignSpec
 
 __all__ = [
-    "CHUNK",
     "COLUMNS",
     "OUTCOMES",
     "Contents",
@@ -46,9 +45,6 @@ __all__ = [
     "open_or_create",
     "read",
 ]
-
-CHUNK = 8192
-"""Trials of one transaction in fp32, the work a kill can cost; narrower formats take more."""
 
 
 class Store(reader.Reader):
@@ -170,14 +166,19 @@ class Store(reader.Reader):
 
 
 def open_or_create(
-    path: str | Path, spec: CampaignSpec, *, chunk: int = CHUNK, shard: Shard | None = None
+    path: str | Path,
+    spec: CampaignSpec,
+    *,
+    chunk: int | None = None,
+    shard: Shard | None = None,
 ) -> Store:
     """Open the store of a campaign for its one driver, made new if there is none.
 
     Args:
         path: the SQLite file; its folder is created.
         spec: what the store must hold.
-        chunk: trials of one transaction in a new store; an existing one keeps its own.
+        chunk: trials of one transaction in a new store, by default those of
+            :data:`~rasp.campaign.chunks.TRIALS`; an existing one keeps its own.
         shard: the part of the campaign the store is for; ``None`` for the whole.
 
     Raises:
@@ -188,6 +189,7 @@ def open_or_create(
         PrerequisiteError: the disk is full.
     """
     path = Path(path)
+    chunk = TRIALS[spec.format] if chunk is None else chunk
     if chunk < 1:
         raise ConfigError(f"A chunk must hold at least one trial, got {chunk}.")
     there = path.exists()

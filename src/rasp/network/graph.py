@@ -15,7 +15,7 @@ from torch import Tensor
 from rasp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rasp.nvdla.shapes import ConvShape
 
@@ -260,16 +260,18 @@ class Network:
         """The same graph in another arithmetic."""
         return replace(self, arithmetic=arithmetic)
 
-    def trace(self, images: Tensor) -> dict[str, Tensor]:
-        """Stored output of every node for normalised images ``(N, C, H, W)``.
+    def walk(self, images: Tensor) -> Iterator[tuple[Node, Tensor]]:
+        """Nodes in order with their stored output; one that no later node reads is let go.
 
-        In fp32 gradients flow through it unless the caller turned them off.
+        Raises:
+            ConfigError: images of another shape.
         """
         if tuple(images.shape[1:]) != self.input_shape:
             raise ConfigError(
                 f"Images must have shape (N, {', '.join(map(str, self.input_shape))}), "
                 f"got {tuple(images.shape)}."
             )
+        last = {name: node.name for node in self.nodes for name in node.inputs}
         values: dict[str, Tensor] = {}
         for node in self.nodes:
             values[node.name] = (
@@ -277,9 +279,22 @@ class Network:
                 if isinstance(node, Input)
                 else self.arithmetic.run(node, [values[name] for name in node.inputs])
             )
-        return values
+            yield node, values[node.name]
+            for name in {node.name, *node.inputs}:
+                if last.get(name, node.name) == node.name:
+                    del values[name]
+
+    def trace(self, images: Tensor) -> dict[str, Tensor]:
+        """Stored output of every node for normalised images ``(N, C, H, W)``.
+
+        In fp32 gradients flow through it unless the caller turned them off.
+        """
+        return {node.name: value for node, value in self.walk(images)}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits ``(N, classes)`` in fp32 for normalised images ``(N, C, H, W)``."""
         with torch.inference_mode():
-            return self.arithmetic.decode(self.output, self.trace(images)[self.output])
+            for node, value in self.walk(images):
+                if node.name == self.output:
+                    logits = value
+            return self.arithmetic.decode(self.output, logits)

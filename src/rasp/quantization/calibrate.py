@@ -16,7 +16,7 @@ from rasp.quantization.observers import BINS, Histogram
 from rasp.quantization.observers import observer as observer_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rasp.network.graph import Network
 
@@ -98,27 +98,31 @@ def _histograms(
     network: Network, images: Tensor, groups: dict[str, str], progress: Progress
 ) -> dict[str, Histogram]:
     """Histogram of ``|x|`` of every scale group over its nodes that compute (views repeat them)."""
-    computing = [node.name for node in network.nodes if not isinstance(node, VIEWS)]
     peaks = dict.fromkeys(groups.values(), 0.0)
     passes = 2 * len(images)
-    for done, values in _traces(network, images):
-        for name in computing:
-            peaks[groups[name]] = max(peaks[groups[name]], float(values[name].abs().max()))
-        progress("calibrate", done, passes)
+    for name, values in _values(network, images, lambda done: progress("calibrate", done, passes)):
+        peaks[groups[name]] = max(peaks[groups[name]], float(values.abs().max()))
     peaks = {root: peak if peak > _SMALLEST_PEAK else _DEAD_PEAK for root, peak in peaks.items()}
     counts = {root: torch.zeros(BINS, dtype=torch.float64) for root in peaks}
-    for done, values in _traces(network, images):
-        for name in computing:
-            root = groups[name]
-            found = values[name].abs().flatten()
-            found = found[found > 0]  # zeros are exact at any scale
-            counts[root] += torch.histc(found, BINS, 0.0, peaks[root]).double()
-        progress("calibrate", len(images) + done, passes)
+    half = len(images)
+    for name, values in _values(
+        network, images, lambda done: progress("calibrate", half + done, passes)
+    ):
+        root = groups[name]
+        found = values.abs().flatten()
+        found = found[found > 0]  # zeros are exact at any scale
+        counts[root] += torch.histc(found, BINS, 0.0, peaks[root]).double()
     return {root: Histogram(counts[root], peaks[root]) for root in peaks}
 
 
-def _traces(network: Network, images: Tensor) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def _values(
+    network: Network, images: Tensor, finished: Callable[[int], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Nodes that compute and their output, batch by batch (views repeat what they look at)."""
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         with torch.inference_mode():
-            yield start + len(batch), network.trace(batch)
+            for node, values in network.walk(batch):
+                if not isinstance(node, VIEWS):
+                    yield node.name, values
+        finished(start + len(batch))

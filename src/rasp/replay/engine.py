@@ -144,6 +144,7 @@ class Replay:
                 faulty[found] = logits
                 done += int((block_of == block).sum())
                 progress("replay", done, len(trials))
+                del maps  # or two blocks of golden tensors are held while the next is computed
             outcomes = classify(golden, faulty, self._labels[image], changed)
         return sites, outcomes
 

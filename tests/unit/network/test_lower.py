@@ -1,5 +1,7 @@
 """Lowering keeps a module's function and leaves only what the engines do."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -189,3 +191,22 @@ def test_fp16_rounds_operands_and_results_and_sums_in_fp32():
     assert logits.dtype == torch.float16
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     assert (logits == expected).float().mean() > 0.9
+
+
+def test_a_walk_lets_go_of_what_no_later_node_reads():
+    images = torch.randn(2, 3, 32, 32)
+    spec = zoo.ModelSpec(model="resnet20", num_classes=10, input_shape=(3, 32, 32))
+    network = lower(randomise_norms(zoo.build(spec)), images)
+    trace = {name: value.clone() for name, value in network.trace(images).items()}
+    last = {name: index for index, node in enumerate(network.nodes) for name in node.inputs}
+    seen = {}
+
+    with torch.inference_mode():
+        for index, (node, value) in enumerate(network.walk(images)):
+            assert torch.equal(value, trace[node.name])
+            seen[node.name] = weakref.ref(value)
+            del value
+            alive = {name for name, values in seen.items() if values() is not None} - {"input"}
+            assert alive <= {name for name in seen if last.get(name, 0) >= index} | {node.name}
+
+    assert list(seen) == [node.name for node in network.nodes]

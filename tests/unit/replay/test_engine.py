@@ -1,5 +1,6 @@
 """Replay against running the whole network again, and what outcomes mean."""
 
+import weakref
 from dataclasses import fields, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from rasp.network.maps import Maps
 from rasp.nvdla.config import load
 from rasp.quantization.calibrate import quantize
 from rasp.replay.engine import Replay
+from rasp.replay.golden import GoldenTensors
 from rasp.replay.outcomes import OUTCOMES, classify
 
 N = 16
@@ -135,6 +137,24 @@ def test_progress_hears_of_every_trial_once():
     assert done == sorted(set(done))
     assert done[-1] == 100
     assert len(heard) == N
+
+
+def test_golden_tensors_of_one_block_are_held_at_a_time(monkeypatch):
+    network, images = network_of("lenet5", "fp32")
+    replay = Replay(network, load("nv_small"), images, torch.arange(N) % 10, memory=0)
+    population = strata(network, load("nv_small"), models={"RD_BFLIP": 1.0})
+    compute, made, held = GoldenTensors._maps, [], []
+
+    def counted(self, first):
+        held.append(sum(maps() is not None for maps in made))
+        found = compute(self, first)
+        made.extend(weakref.ref(maps.pixels) for maps in found.values())
+        return found
+
+    monkeypatch.setattr(GoldenTensors, "_maps", counted)
+    replay.run(population, draw(population, images=N, seed=0, trials=range(100)))
+
+    assert held == [0] * N
 
 
 def test_outcomes_of_hand_made_logits():
