@@ -37,6 +37,7 @@ class Checkpoint:
         std: as ``mean``.
         plan: the pruning plan as JSON, ``None`` for a dense network.
         quantization: the quantisation record as JSON, ``None`` if there is none.
+        hardening: the bounds as JSON, ``None`` if there are none.
         metrics: numbers measured on it.
         provenance: what :func:`rasp.provenance.collect` gave.
     """
@@ -48,6 +49,7 @@ class Checkpoint:
     std: tuple[float, ...] = ()
     plan: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
+    hardening: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -63,6 +65,7 @@ class _Header(BaseModel):
     std: tuple[float, ...]
     plan: dict[str, Any] | None
     quantization: dict[str, Any] | None
+    hardening: dict[str, Any] | None = None
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     state_bytes: int = Field(ge=0)
@@ -100,6 +103,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
         std=checkpoint.std,
         plan=checkpoint.plan,
         quantization=checkpoint.quantization,
+        hardening=checkpoint.hardening,
         metrics=checkpoint.metrics,
         provenance=checkpoint.provenance,
         state_bytes=len(state),
@@ -155,6 +159,7 @@ def read(directory: Path) -> Checkpoint:
         std=header.std,
         plan=header.plan,
         quantization=header.quantization,
+        hardening=header.hardening,
         metrics=header.metrics,
         provenance=header.provenance,
     )

@@ -34,9 +34,11 @@ class Loaded:
         model: the module, pruned if ``plan`` is there.
         spec: the dense network it started from.
         dataset: normalised as the network expects.
-        identity: what the weights came from, a SHA-256 of the file; ``None`` without a file.
+        identity: what it came from, a SHA-256 of the weights' file and, where there are bounds, of
+            these; ``None`` without a file.
         plan: the pruning plan, ``None`` for a dense network.
         quantization: the quantisation record as JSON, ``None`` if there is none.
+        hardening: the bounds as JSON, ``None`` if there are none.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Loaded:
     identity: str | None = None
     plan: PruningPlan | None = None
     quantization: dict[str, Any] | None = None
+    hardening: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -54,9 +57,11 @@ class Loaded:
     @property
     def label(self) -> str:
         """What tells it from other networks of a study: criterion and kept MACs."""
-        if self.plan is None:
-            return "dense"
-        return f"{self.plan.criterion} {100 * self.plan.kept_macs:.0f} %"
+        plan = self.plan
+        pruned = f"{plan.criterion} {100 * plan.kept_macs:.0f} %" if plan else "dense"
+        if self.hardening is None:
+            return pruned
+        return f"{pruned}, {self.hardening['mode']} per {self.hardening['scope']}"
 
     @property
     def own_format(self) -> str:
@@ -147,9 +152,13 @@ def network_of(
     check_format(number_format)
     from rasp.network.float_ops import FloatArithmetic
     from rasp.network.lower import lower
+    from rasp.pruning import hardening
     from rasp.quantization import calibrate
 
     network = lower(loaded.model, loaded.example)
+    if loaded.hardening is not None:
+        bounds = hardening.HardeningRecord.model_validate(loaded.hardening)
+        network = hardening.harden(network, bounds)
     if number_format == "fp32":
         return network
     if number_format == "fp16":
@@ -197,6 +206,7 @@ def _read_checkpoint(
     progress: Progress,
 ) -> Loaded:
     from rasp.pruning import pruner
+    from rasp.pruning.hardening import HardeningRecord
     from rasp.pruning.plan import PruningPlan
     from rasp.quantization.calibrate import QuantizationRecord
 
@@ -211,11 +221,16 @@ def _read_checkpoint(
     module = zoo.build(saved.spec, trust_factory=trust_factory).eval()
     plan = _valid(PruningPlan, saved.plan, directory)
     _valid(QuantizationRecord, saved.quantization, directory)
+    bounds = _valid(HardeningRecord, saved.hardening, directory)
     if plan is not None:
         module = pruner.replay(module, plan, dataset.tensor(dataset.train[:1]))
     zoo.load_state(module, saved.state, source=f"Checkpoint '{directory}'")
     identity = digest_of(directory / checkpoint.STATE_FILE)
-    loaded = Loaded(module, saved.spec, dataset, identity, plan, saved.quantization)
+    if bounds is not None:
+        identity = hashlib.sha256(f"{identity}{bounds.model_dump_json()}".encode()).hexdigest()
+    loaded = Loaded(
+        module, saved.spec, dataset, identity, plan, saved.quantization, saved.hardening
+    )
     _check_output(loaded)
     return loaded
 

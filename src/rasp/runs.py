@@ -109,6 +109,7 @@ def save(
         std=loaded.dataset.std,
         plan=None if loaded.plan is None else loaded.plan.model_dump(mode="json"),
         quantization=loaded.quantization,
+        hardening=loaded.hardening,
         metrics=metrics,
         provenance=provenance.collect(arguments),
     )

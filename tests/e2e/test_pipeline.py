@@ -12,6 +12,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from rasp import checkpoint
 from rasp.cli.app import app
 from rasp.demo import CRITERIA, FORMATS, KEPT_MACS, STEPS, demo
 from rasp.report import arms
@@ -119,6 +120,32 @@ def test_campaigns_and_their_report(home, dense, pruned):
     assert (home / "report.html").read_text().startswith("<!doctype html>")
     assert written["verdict"] in (home / "report.html").read_text()
     assert arms.read(runs[1]).criterion == "taylor"
+
+
+def test_bounds_lower_the_rate_and_are_measured_anew_after_pruning(home, dense):
+    bounded = home / "bounded"
+    found = rasp("harden", "--model", dense, "--mode", "zero", "--out", bounded)
+    assert found["nodes"] == 4
+    assert found["after"] == found["before"]
+    rates = []
+    for net in (dense, bounded):
+        out = home / f"{net.name}-fp32"
+        arguments = ("--format", "fp32", "--trials", "3000", "--images", "30", "--out", out)
+        rates.append(rasp("inject", "--model", net, *arguments)["arm"]["outcomes"])
+    assert rates[0]["due"]["events"] > rates[1]["due"]["events"] == 0
+    assert rates[1]["sdc1"]["high"] < rates[0]["sdc1"]["low"]
+
+    half = ("--criterion", "random", "--macs", "0.5", "--epochs", "0")
+    rasp("prune", "--model", bounded, *half, "--out", home / "bounded-half")
+    rasp("quantize", "--model", home / "bounded-half", "--out", home / "bounded-int8")
+
+    kept = [checkpoint.read(home / name).hardening for name in ("bounded", "bounded-half")]
+    assert [record["mode"] for record in kept] == ["zero", "zero"]
+    assert kept[0]["high"] != kept[1]["high"]
+    assert checkpoint.read(home / "bounded-int8").hardening == kept[1]
+    again = CliRunner().invoke(app, ["harden", "--model", str(home / "bounded-int8")])
+    assert again.exit_code == 2
+    assert "quantised already" in again.stderr
 
 
 def test_a_store_of_another_spec_is_refused_and_untouched(home, dense):

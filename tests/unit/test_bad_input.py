@@ -131,6 +131,9 @@ def with_state(directory, content):
     ("code", "word", "arguments"),
     [
         (2, "Did you mean 'mse'", ("quantize", "--observer", "ms")),
+        (2, "Did you mean 'clip'", ("harden", "--mode", "clp")),
+        (2, "Did you mean 'layer'", ("harden", "--scope", "layers")),
+        (2, "calibration set is empty", ("harden", "--calibration", "0")),
         (2, "Did you mean 'test'", ("evaluate", "--split", "tets")),
         (2, "Did you mean 'uniform'", ("prune", *HALF, "--scope", "unifrom")),
         (2, "layer_weights", ("inject", "--layer-weights", "cycle")),
@@ -399,6 +402,7 @@ def test_missing_data_leaves_no_folder(fails, monkeypatch):
         (4, "cannot lose", ("plan", "steps", 0), {"channels": [10**40]}),
         (4, "ends at", ("plan",), {"steps": []}),
         (4, "QuantizationRecord", (), {"quantization": {"a": 1}}),
+        (4, "HardeningRecord", (), {"hardening": {"a": 1}}),
         (4, "images", ("quantization",), {"images": 0}),
         (4, "scales.input", ("quantization", "scales"), {"input": "x"}),
         (2, "'input'", ("quantization", "scales"), {"input": 0.0}),

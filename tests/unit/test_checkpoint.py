@@ -23,6 +23,7 @@ def example(**change) -> Checkpoint:
         std=(0.25,),
         plan={"steps": [["conv1", [0, 3]]]},
         quantization={"scales": {"conv1": 0.1}},
+        hardening={"high": {"conv1": [1.5]}},
         metrics={"accuracy": 0.1 + 0.2},
         provenance={"seed": 0},
     )
@@ -33,7 +34,17 @@ def test_a_checkpoint_comes_back_equal_to_the_last_bit(tmp_path):
     written = example()
     save(tmp_path / "a" / "b", written)
     found = read(tmp_path / "a" / "b")
-    for name in ("spec", "data", "mean", "std", "plan", "quantization", "metrics", "provenance"):
+    for name in (
+        "spec",
+        "data",
+        "mean",
+        "std",
+        "plan",
+        "quantization",
+        "hardening",
+        "metrics",
+        "provenance",
+    ):
         assert getattr(found, name) == getattr(written, name)
     assert found.state.keys() == written.state.keys()
     assert all(torch.equal(found.state[k], v) for k, v in written.state.items())

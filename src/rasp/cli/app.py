@@ -294,6 +294,51 @@ def quantize(
     )
 
 
+@app.command()
+def harden(
+    *,
+    model: Model,
+    mode: Annotated[str, typer.Option(help="clip, or zero for what is outside.")] = "clip",
+    scope: Annotated[str, typer.Option(help="Bounds of a layer or of each channel.")] = "layer",
+    weights: Weights = None,
+    data: Data = None,
+    calibration: Annotated[
+        int, typer.Option(help="Training images the bounds are measured on.")
+    ] = 1024,
+    out: Out = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    trust_factory: Trust = False,
+    json: Json = False,
+) -> None:
+    """Hold every layer's results to the range they have on training images."""
+    from rasp import verbs
+
+    with Console(json_output=json) as console:
+        found = verbs.harden(
+            model,
+            mode=mode,
+            scope=scope,
+            weights=weights,
+            data=data,
+            calibration=calibration,
+            out=out,
+            seed=seed,
+            data_dir=data_dir,
+            trust_factory=trust_factory,
+            progress=console.progress,
+        )
+    console.result(
+        found.to_dict(),
+        facts(
+            ("checkpoint", found.out),
+            ("nodes with bounds", found.nodes),
+            ("top-1 without, validation", found.before),
+            ("top-1 with, validation", found.after),
+        ),
+    )
+
+
 app.add_typer(campaigns)
 
 

@@ -196,7 +196,7 @@ class OutputBitFlip(_OneBit):
         row = torch.arange(len(sites), device=values.device)
         kernel, pixel = tensor(sites.kernel, values), tensor(sites.pixel, values)
         value = flip(values.output(row, kernel, pixel), tensor(sites.bit, values))
-        return SparseChange(row, kernel * values.context.conv.conv.pixels + pixel, value)
+        return _written(values, row, kernel, pixel, value)
 
 
 class OutputRandom(FaultModel):
@@ -215,9 +215,18 @@ class OutputRandom(FaultModel):
     def change(self, sites: Sites, values: LayerValues) -> SparseChange:
         """The element."""
         row = torch.arange(len(sites), device=values.device)
-        element = sites.kernel * values.context.conv.conv.pixels + sites.pixel
-        bits = tensor(sites.value, values)
-        return SparseChange(row, tensor(element, values), pattern(bits, values.y.pixels))
+        kernel, pixel = tensor(sites.kernel, values), tensor(sites.pixel, values)
+        value = pattern(tensor(sites.value, values), values.y.pixels)
+        return _written(values, row, kernel, pixel, value)
+
+
+def _written(
+    values: LayerValues, row: Tensor, kernel: Tensor, pixel: Tensor, value: Tensor
+) -> SparseChange:
+    """One output element a fault, held to the layer's bound as it is written."""
+    conv = values.context.conv
+    value = values.context.arithmetic.restrict(conv, value, kernel)
+    return SparseChange(row, kernel * conv.conv.pixels + pixel, value)
 
 
 def _difference(values: LayerValues, faulty: Tensor, golden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
-from rasp.network.graph import Host, Network
+from rasp.network.graph import Bound, Network
 
 
 def digest(network: Network) -> str:
@@ -26,8 +26,16 @@ def digest(network: Network) -> str:
         for attribute in fields(node):
             value = getattr(node, attribute.name)
             if isinstance(value, Tensor):
-                hasher.update(str(tuple(value.shape)).encode())
-                hasher.update(value.contiguous().numpy().tobytes())
-            elif not (isinstance(node, Host) and attribute.name == "call"):
+                _add(hasher, value)
+            elif isinstance(value, Bound):
+                hasher.update(f"bound={value.zero};".encode())
+                _add(hasher, value.low)
+                _add(hasher, value.high)
+            elif attribute.name not in ("bound", "call"):
                 hasher.update(f"{attribute.name}={value!r};".encode())
     return hasher.hexdigest()
+
+
+def _add(hasher: hashlib._Hash, tensor: Tensor) -> None:
+    hasher.update(str(tuple(tensor.shape)).encode())
+    hasher.update(tensor.contiguous().numpy().tobytes())

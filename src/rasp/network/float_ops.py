@@ -88,18 +88,22 @@ class FloatArithmetic:
     def convert(self, conv: Conv, results: Tensor, kernel: Tensor) -> Tensor:
         """Bias, clamp and rounding of any set of sums; ``kernel`` gives the bias of each."""
         bias = self.encode(conv.bias).float()[kernel]
-        return self.encode(clamp(results + bias, conv.clip))
+        return self.restrict(conv, self.encode(clamp(results + bias, conv.clip)), kernel)
 
     def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
         """:meth:`convert`, since nothing happens in between."""
         return self.convert(conv, sums, kernel)
+
+    def restrict(self, node: Node, stored: Tensor, channel: Tensor | None = None) -> Tensor:
+        """Results held to the node's bound, if it has one."""
+        return stored if node.bound is None else self.encode(node.bound(stored.float(), channel))
 
     def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """One node on stored inputs ``(N, ...)``."""
         if isinstance(node, Conv):
             return self._finished(node, self.accumulate(node, inputs[0])).view(-1, *node.shape)
         values = [value.float() for value in inputs]
-        return self.encode(compute(node, values))
+        return self.restrict(node, self.encode(compute(node, values)))
 
     def run_window(self, conv: Conv, padded: Tensor) -> Tensor:
         """A convolution on a part of its input with the padding written out."""

@@ -24,6 +24,48 @@ Clip = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Bound:
+    """Range restriction: the values that a node's output has without a fault.
+
+    It is the last step of a float SDP pass, after the activation: a minimum and a maximum, so an
+    upset up to the SDP's result is held to it and one in memory is not. NaN becomes 0, as NVDLA's
+    ``nan_to_zero`` has it.
+
+    Attributes:
+        low, high: fp32, ``(1,)`` for all channels or ``(C,)``.
+        zero: make what is outside 0 and not the nearest bound; NVDLA's SDP cannot.
+
+    Example:
+        >>> bound = Bound(torch.tensor([0.0]), torch.tensor([6.0]))
+        >>> bound(torch.tensor([[-1.0, 4.0, 9.0, float("nan")]])).tolist()
+        [[0.0, 4.0, 6.0, 0.0]]
+    """
+
+    low: Tensor
+    high: Tensor
+    zero: bool = False
+
+    def __call__(self, values: Tensor, channel: Tensor | None = None) -> Tensor:
+        """Hold values to the range; what is inside keeps its bits.
+
+        Args:
+            values: ``(N, C, ...)``, or of any shape with their channels.
+            channel: int64, broadcastable to ``values``.
+        """
+        low, high = (self._of(end, values, channel) for end in (self.low, self.high))
+        if self.zero:
+            return torch.where((values >= low) & (values <= high), values, 0.0)
+        held = torch.where(values < low, low, torch.where(values > high, high, values))
+        return torch.where(held.isnan(), 0.0, held)
+
+    @staticmethod
+    def _of(end: Tensor, values: Tensor, channel: Tensor | None) -> Tensor:
+        if len(end) == 1:
+            return end[0]
+        return end.view(-1, *[1] * (values.ndim - 2)) if channel is None else end[channel]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
     """One operation.
 
@@ -31,11 +73,13 @@ class Node:
         name: name of the torch module it came from, unique in the graph.
         inputs: names of the nodes it reads, in order.
         shape: output shape without the batch, ``(C, H, W)`` or ``(F,)``.
+        bound: range its output is held to, ``None`` if it is not hardened.
     """
 
     name: str
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
+    bound: Bound | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,6 +245,9 @@ class Arithmetic(Protocol):
 
     def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
         """:meth:`deliver` and :meth:`convert`: any set of sums to stored values."""
+
+    def restrict(self, node: Node, stored: Tensor, channel: Tensor | None = None) -> Tensor:
+        """Results held to the node's bound: ``(N, C, ...)``, or any with their channels."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from rasp.network.float_ops import compute
 from rasp.network.graph import (
     Activation,
     Add,
+    Clip,
     Concat,
     Conv,
     Flatten,
@@ -123,7 +124,9 @@ class Int8Arithmetic:
                 layers[node.name] = _layer(node, scales[node.inputs[0]], out)
             elif isinstance(node, Add):
                 ratios = torch.tensor([scales[name] / out for name in node.inputs])
-                adds[node.name] = Converter.fit(ratios, scale=out, clip=node.clip, layer=node.name)
+                adds[node.name] = Converter.fit(
+                    ratios, scale=out, clip=_clip(node), layer=node.name
+                )
             elif isinstance(node, Scale | Activation):
                 affines[node.name] = _affine(node, scales[node.inputs[0]], out)
         return cls(dict(scales), layers, adds, affines)
@@ -172,6 +175,11 @@ class Int8Arithmetic:
     def finish(self, conv: Conv, sums: Tensor, kernel: Tensor) -> Tensor:
         """CACC's last step and the SDP on integer sums of any shape and integer type."""
         return self.convert(conv, self.deliver(conv, sums), kernel)
+
+    def restrict(self, node: Node, stored: Tensor, channel: Tensor | None = None) -> Tensor:
+        """The results themselves: the converter, which comes before them, holds the bound."""
+        del node, channel
+        return stored
 
     def run(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """One node on stored inputs ``(N, ...)``."""
@@ -230,9 +238,18 @@ def _layer(conv: Conv, scale_in: float, scale_out: float) -> Int8Layer:
             f"bits at the input scale {scale_in:.4g}. Recalibrate on images like the data."
         )
     converter = Converter.fit(
-        scale * scale_in / scale_out, scale=scale_out, clip=conv.clip, layer=conv.name
+        scale * scale_in / scale_out, scale=scale_out, clip=_clip(conv), layer=conv.name
     )
     return Int8Layer(conv.conv, weight, bias.long(), converter)
+
+
+def _clip(node: Conv | Add | Scale | Activation) -> Clip | None:
+    """The clamp and the range restriction together; those of single channels as one."""
+    bound = node.bound
+    if bound is None:
+        return node.clip
+    low, high = node.clip or (-math.inf, math.inf)
+    return max(low, float(bound.low.min())), min(high, float(bound.high.max()))
 
 
 def _operand(values: Tensor) -> Tensor:
@@ -253,7 +270,7 @@ def _affine(
     else:
         safe, bias = torch.ones(node.shape[0]).double(), torch.zeros(node.shape[0]).double()
     factors = safe * scale_in / scale_out
-    converter = Converter.fit(factors, scale=scale_out, clip=node.clip, layer=node.name)
+    converter = Converter.fit(factors, scale=scale_out, clip=_clip(node), layer=node.name)
     return converter, bias
 
 

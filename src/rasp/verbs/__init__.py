@@ -8,6 +8,7 @@ raises :class:`rasp.errors.RaspError` for what a user can mend, and has then wri
 from __future__ import annotations
 
 from rasp.verbs._fit import Fit, fit
+from rasp.verbs._harden import Hardened, harden
 from rasp.verbs._inject import Injected, inject
 from rasp.verbs._layer import LayerInjected, inject_layer
 from rasp.verbs._prune import Pruned, prune
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluated",
     "Exported",
     "Fit",
+    "Hardened",
     "Injected",
     "LayerInjected",
     "Merged",
@@ -30,6 +32,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "harden",
     "inject",
     "inject_layer",
     "merge",

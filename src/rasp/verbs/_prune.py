@@ -10,6 +10,7 @@ from rasp import loading, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
+from rasp.verbs._harden import measured_anew
 from rasp.verbs._shared import Result, accuracy, check_run, named, threads_for
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def prune(
     """Remove whole channels to a budget, then fine-tune.
 
     Without fine-tuning (``epochs=0``) batch-norm statistics are measured anew on the calibration
-    images, which needs no labels. Exactly one of ``channels``, ``macs`` and ``cycles`` is given.
+    images, which needs no labels. Bounds of a hardened network are measured anew. Exactly one of
+    ``channels``, ``macs`` and ``cycles`` is given.
 
     Args:
         model: checkpoint directory or name.
@@ -213,6 +215,8 @@ def _prune(
             progress=silent if epochs else named(progress, label),
         )
     pruned = replace(loaded, model=result.model.eval(), plan=result.plan, quantization=None)
+    if loaded.hardening is not None:
+        pruned = measured_anew(pruned)
     size = complexity.count(result.model, loaded.example)
     metrics: dict[str, Any] = {
         "macs": size.macs,
