@@ -122,6 +122,43 @@ def test_campaigns_and_their_report(home, dense, pruned):
     assert arms.read(runs[1]).criterion == "taylor"
 
 
+def test_networks_are_compared_on_the_same_images(home, dense, pruned):
+    """The dense network's campaign twice is a ratio of 1; the pruned one by hand."""
+    runs, arguments = [], ("--format", "fp32", "--trials", "3000", "--images", "40")
+    for number, net in enumerate((dense, dense, pruned)):
+        runs.append(home / f"compare-{number}")
+        rasp("inject", "--model", net, *arguments, "--out", runs[-1])
+
+    found = rasp("compare", *runs)
+
+    first, same, other = found["networks"]
+    assert first["per_fault"] is None
+    assert same["per_fault"] == {"estimate": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.95}
+    assert same["common_answers"] == 1.0
+    quotient = other["rate"]["estimate"] / first["rate"]["estimate"]
+    assert other["per_fault"]["estimate"] == pytest.approx(quotient)
+    scaled = other["per_fault"]["estimate"] * other["cycles"] / first["cycles"]
+    assert other["per_inference"]["estimate"] == pytest.approx(scaled)
+    assert other["failures"][0] / first["failures"][0] == pytest.approx(scaled)
+    lost = other["accuracy"]["estimate"] - first["accuracy"]["estimate"]
+    assert other["accuracy_difference"]["estimate"] == pytest.approx(lost)
+    assert other["name"] in found["verdict"] or "No network" in found["verdict"]
+    shown = CliRunner().invoke(app, ["compare", *map(str, runs)])
+    assert found["verdict"] in shown.stdout.replace("\n", " ")
+
+
+def test_campaigns_that_differ_in_more_than_the_network_are_not_compared(home, dense):
+    runs = []
+    for images, seed in ((40, 0), (30, 0), (40, 1)):
+        runs.append(home / f"differ-{images}-{seed}")
+        arguments = ("--trials", "200", "--images", images, "--seed", seed, "--out", runs[-1])
+        rasp("inject", "--model", dense, "--format", "fp32", *arguments)
+    for other, word in zip(runs[1:], ("images", "seed"), strict=True):
+        result = CliRunner().invoke(app, ["compare", str(runs[0]), str(other)])
+        assert result.exit_code == 2
+        assert f"'{word}'" in result.stderr
+
+
 def test_bounds_lower_the_rate_and_are_measured_anew_after_pruning(home, dense):
     bounded = home / "bounded"
     found = rasp("harden", "--model", dense, "--mode", "zero", "--out", bounded)

@@ -127,6 +127,13 @@ def with_state(directory, content):
 # Arguments
 
 
+def test_comparisons_that_cannot_be_made(fails, trained):
+    run = trained / "faults"
+    fails(2, "at least two", "compare", run)
+    fails(2, "Unknown outcome 'sdc'", "compare", run, run, "--outcome", "sdc")
+    fails(3, "summary.json", "compare", run, trained / "dense")
+
+
 @pytest.mark.parametrize(
     ("code", "word", "arguments"),
     [

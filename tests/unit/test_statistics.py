@@ -11,7 +11,9 @@ from rasp.statistics import (
     Ratio,
     clopper_pearson,
     clustered_rate,
+    difference,
     horvitz_thompson,
+    paired_ratio,
     ratio,
     sample_size,
     weighted_rate,
@@ -335,3 +337,37 @@ def test_an_entry_without_trials_needs_no_weight():
     one = weighted_rate([0, 1], [True, False], [3, 4], [1.5, 2.0], [1.0, 1.0])
     other = weighted_rate([0, 1, 1], [True, False, True], [3, 4, 0], [1.5, 2, 0], [1, 1, 0])
     assert one == other
+
+
+def test_a_paired_ratio_by_the_jackknife():
+    """The linearised variance is that of leaving out one image at a time, for many images."""
+    generator = np.random.default_rng(0)
+    a, b = generator.gamma(2, size=(2, 2000))
+    found = paired_ratio(a, b)
+
+    logs = np.log((a.sum() - a) / (b.sum() - b))
+    error = math.sqrt((len(a) - 1) / len(a) * ((logs - logs.mean()) ** 2).sum())
+    assert found.estimate == pytest.approx(a.sum() / b.sum())
+    assert math.log(found.high / found.low) / 2 == pytest.approx(1.961 * error, rel=2e-3)
+
+
+@pytest.mark.parametrize(("a", "b"), [([0, 0], [1, 2]), ([1, 2], [0, 0]), ([1], [2])])
+def test_totals_without_variance_have_no_paired_ratio(a, b):
+    assert paired_ratio(a, b) is None
+
+
+@pytest.mark.parametrize(("a", "b"), [([1, 2], [1]), ([[1]], [[1]]), ([-1, 2], [1, 1])])
+def test_totals_that_cannot_be_paired_are_refused(a, b):
+    with pytest.raises(ConfigError):
+        paired_ratio(a, b)
+
+
+def test_a_difference_is_newcombes():
+    """Worked example of Newcombe (1998), table II: 56 of 70 less 48 of 80."""
+    found = difference(wilson(56, 70), wilson(48, 80))
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_a_difference_of_two_levels_is_refused():
+    with pytest.raises(ConfigError, match="one confidence level"):
+        difference(wilson(1, 2), wilson(1, 2, 0.9))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rasp.statistics import Rate, horvitz_thompson, weighted_rate
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from rasp.campaign.contents import Tallies
@@ -34,6 +35,15 @@ def overall(spec: CampaignSpec, tallies: Tallies, outcome: str) -> Rate:
         clusters=spec.images,
         confidence=spec.confidence,
     )
+
+
+def image_parts(spec: CampaignSpec, tallies: Tallies, outcome: str) -> NDArray[np.float64]:
+    """Part of each image in :func:`overall`, ``(images,)``: they sum to its estimate."""
+    happened = tallies.happened(outcome)
+    expected = spec.expected_weight(int(tallies.trials.sum()))
+    weight = tallies.weight[happened] / expected
+    parts = np.bincount(tallies.image[happened], weights=weight, minlength=spec.images)
+    return parts.astype(np.float64)
 
 
 def part(spec: CampaignSpec, tallies: Tallies, outcome: str, chosen: NDArray[np.int64]) -> Rate:

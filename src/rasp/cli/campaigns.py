@@ -243,6 +243,55 @@ def report(
 
 
 @campaigns.command()
+def compare(
+    *,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Directories 'rasp inject' wrote; ratios are to the first.")
+    ],
+    outcome: Annotated[
+        str, typer.Option(help="What counts as a failure: sdc1, sdc5, sdc10, sdc20, critical, due.")
+    ] = "sdc1",
+    json: Json = False,
+) -> None:
+    """Compare networks injected on the same images with the same options, image by image."""
+    from rasp import verbs
+
+    found = verbs.compare(runs, outcome=outcome)
+    Console(json_output=json).result(
+        found.to_dict(),
+        Table(
+            ["network", ">top-1", ">cycles", f">{outcome} per fault", ">failures per inference"],
+            [
+                [
+                    entry.name,
+                    str(entry.accuracy),
+                    f"{entry.cycles:,}",
+                    str(entry.rate),
+                    "{:.3g} [{:.3g}, {:.3g}]".format(*entry.failures) if entry.failures else "",
+                ]
+                for entry in found.networks
+            ],
+            notes=["failures per upset rate of one bit in one cycle", ""],
+        ),
+        Table(
+            [f"against {found.networks[0].name}", ">top-1", ">per fault", ">per inference"],
+            [
+                [
+                    entry.name,
+                    *(
+                        str(x or "")
+                        for x in (entry.accuracy_difference, entry.per_fault, entry.per_inference)
+                    ),
+                ]
+                for entry in found.networks[1:]
+            ],
+            notes=[""],
+        ),
+        facts(("verdict", found.verdict)),
+    )
+
+
+@campaigns.command()
 def fit(
     *,
     run: Annotated[Path, typer.Argument(help="Directory of 'rasp inject --faults nvdla'.")],

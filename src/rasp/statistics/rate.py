@@ -114,6 +114,27 @@ class Ratio:
         return f"{self.estimate:.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Difference of two rates with its confidence interval.
+
+    Attributes:
+        estimate: the difference.
+        low, high: ends of the interval.
+        confidence: two-sided confidence level of ``[low, high]``.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+
+    def __str__(self) -> str:
+        """Percentage points with their sign."""
+        estimate, low, high = (100 * value for value in (self.estimate, self.low, self.high))
+        return f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}] points"
+
+
 def spaced(count: float) -> str:
     """A count as it is printed everywhere, rounded and in groups of three digits.
 

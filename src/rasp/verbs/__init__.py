@@ -7,6 +7,7 @@ raises :class:`rasp.errors.RaspError` for what a user can mend, and has then wri
 
 from __future__ import annotations
 
+from rasp.verbs._compare import Compared, Comparisons, compare
 from rasp.verbs._fit import Fit, fit
 from rasp.verbs._harden import Hardened, harden
 from rasp.verbs._inject import Injected, inject
@@ -18,6 +19,8 @@ from rasp.verbs._stores import Exported, Merged, export, merge
 from rasp.verbs._train import Evaluated, Trained, evaluate, train
 
 __all__ = [
+    "Compared",
+    "Comparisons",
     "Evaluated",
     "Exported",
     "Fit",
@@ -29,6 +32,7 @@ __all__ = [
     "Quantized",
     "Reported",
     "Trained",
+    "compare",
     "evaluate",
     "export",
     "fit",
