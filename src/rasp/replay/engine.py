@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rasp.errors import ConfigError
 from rasp.faults.models import LayerContext, fault_model
@@ -20,8 +21,6 @@ from rasp.replay.propagate import Propagation, bits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
-
     from rasp.faults.population import Stratum
     from rasp.faults.sampling import Trials
     from rasp.network.graph import Network
@@ -32,6 +31,21 @@ if TYPE_CHECKING:
 
 _MAPS = 64 << 20  # bytes of the largest map in a batch
 _LEAST, _MOST = 64, 256
+
+
+class Answers(NamedTuple):
+    """What ``n`` faults did to the logits.
+
+    Attributes:
+        sites: where they hit.
+        golden, faulty: fp32 ``(n, classes)``.
+        changed: int64 ``(n,)`` changed elements of the faulted layer's output.
+    """
+
+    sites: Sites
+    golden: Tensor
+    faulty: Tensor
+    changed: Tensor
 
 
 class Replay:
@@ -120,6 +134,16 @@ class Replay:
         Raises:
             ConfigError: a layer of the population is no convolution of the network.
         """
+        answers = self.answers(population, trials, progress=progress)
+        labels = self._labels[torch.from_numpy(trials.image).to(self._labels.device)]
+        with torch.inference_mode():
+            outcomes = classify(answers.golden, answers.faulty, labels, answers.changed)
+        return answers.sites, outcomes
+
+    def answers(
+        self, population: Sequence[Stratum], trials: Trials, *, progress: Progress = silent
+    ) -> Answers:
+        """Inject faults and give the logits; arguments and errors as of :meth:`run`."""
         sites = Sites.of(len(trials))
         image = torch.from_numpy(trials.image).to(self._labels.device)
         golden = self._tensors.logits[image]
@@ -145,8 +169,7 @@ class Replay:
                 done += int((block_of == block).sum())
                 progress("replay", done, len(trials))
                 del maps  # or two blocks of golden tensors are held while the next is computed
-            outcomes = classify(golden, faulty, self._labels[image], changed)
-        return sites, outcomes
+        return Answers(sites, golden, faulty, changed)
 
     def _change(
         self,
