@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rasp.pruning.plan import PruningPlan
     from rasp.replay.engine import Replay
     from rasp.statistics import Rate, Ratio
-    from rasp.verbs import evaluate, inject, prune, quantize, train
+    from rasp.verbs import compare, evaluate, harden, inject, prune, quantize, train
     from rasp.verbs import report as write_report
     from rasp.zoo import ModelSpec
 
@@ -44,7 +44,9 @@ _HOMES = {
     "Ratio": "rasp.statistics",
     "Replay": "rasp.replay.engine",
     "Split": "rasp.data",
+    "compare": "rasp.verbs",
     "evaluate": "rasp.verbs",
+    "harden": "rasp.verbs",
     "inject": "rasp.verbs",
     "lower": "rasp.network.lower",
     "prune": "rasp.verbs",
@@ -67,7 +69,9 @@ __all__ = [
     "Ratio",
     "Replay",
     "Split",
+    "compare",
     "evaluate",
+    "harden",
     "inject",
     "lower",
     "prune",
