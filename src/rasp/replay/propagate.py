@@ -30,7 +30,7 @@ _WORTH = 2e9  # operations that a part of its own has to save
 _KEPT = 0.85  # share of live trials below which the others are taken out
 
 
-class Answers(NamedTuple):
+class Changed(NamedTuple):
     """Trials whose logits differ from the golden ones, some perhaps twice, and these logits.
 
     ``trial`` is int64 ``(m,)``, ``logits`` fp32 ``(m, classes)``.
@@ -142,7 +142,7 @@ class Propagation:
 
     def run(
         self, changes: Mapping[str, SparseChange], golden: Mapping[str, Maps], image: Tensor
-    ) -> Answers:
+    ) -> Changed:
         """Follow changes.
 
         Args:
@@ -151,7 +151,7 @@ class Propagation:
             golden: golden maps of every node.
             image: ``(n,)`` image of each trial among the golden ones.
         """
-        found = [Answers(image[:0], self._decode(golden[self._network.output], image[:0]))]
+        found = [Changed(image[:0], self._decode(golden[self._network.output], image[:0]))]
         trials = torch.unique(torch.cat([image[:0], *(c.row for c in changes.values())]))
         waves = -(-len(trials) // (_TOGETHER * self._batch))
         for part in torch.tensor_split(trials, waves) if waves else ():
@@ -162,12 +162,12 @@ class Propagation:
             }
             found.extend(self._wave(chosen, golden, image))
         trial, logits = zip(*found, strict=True)
-        return Answers(torch.cat(trial), torch.cat(logits))
+        return Changed(torch.cat(trial), torch.cat(logits))
 
     def _wave(
         self, changes: Mapping[str, SparseChange], golden: Mapping[str, Maps], image: Tensor
-    ) -> Iterator[Answers]:
-        """Answers of trials that go through the network together."""
+    ) -> Iterator[Changed]:
+        """Logits of trials that go through the network together."""
         output = self._network.output
         waiting: dict[int, list[_State]] = {}
         end = len(self._network.nodes)
@@ -196,7 +196,7 @@ class Propagation:
                 answer = state.patches[output]
                 (found,) = torch.nonzero(answer.dirty, as_tuple=True)
                 stored = answer.values[found].view(len(found), *self._network[output].shape)
-                yield Answers(state.trial[found], self._arithmetic.decode(output, stored))
+                yield Changed(state.trial[found], self._arithmetic.decode(output, stored))
 
     def _next(self, index: int, names: Iterable[str]) -> int:
         """The next node after ``index`` that reads one of the nodes, or the number of nodes."""
