@@ -371,3 +371,18 @@ def test_a_difference_is_newcombes():
 def test_a_difference_of_two_levels_is_refused():
     with pytest.raises(ConfigError, match="one confidence level"):
         difference(wilson(1, 2), wilson(1, 2, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Ratio(0.036, 0.0211, 0.0619, 0.95), "0.036x [0.021, 0.062]"),
+        (Ratio(0.62, 0.51, 0.75, 0.95), "0.62x [0.51, 0.75]"),
+        (Ratio(33.876, 20.61, 55.67, 0.95), "33.88x [20.61, 55.67]"),
+        (Ratio(0.0, 0.0, 0.0214, 0.95), "<= 0.021x"),
+        (Ratio(None, 46.83, None, 0.95), ">= 46.83x"),
+        (Ratio(None, 0.0, None, 0.95), "unknown"),
+    ],
+)
+def test_ratios_are_printed_with_two_digits_or_decimals(found, text):
+    assert str(found) == text

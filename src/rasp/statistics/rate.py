@@ -106,12 +106,13 @@ class Ratio:
         )
 
     def __str__(self) -> str:
-        """Two decimals, ``0.62x [0.51, 0.75]``; a bound where the estimate is missing or zero."""
+        """Two digits or decimals, ``0.62x [0.51, 0.75]``; a bound where there is no estimate."""
         if self.high is None:
             return f">= {self.low:.2f}x" if self.low else "unknown"
         if not self.estimate:
-            return f"<= {self.high:.2f}x"
-        return f"{self.estimate:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+            return f"<= {self.high:.{_decimals(self.high)}f}x"
+        ends = (f"{value:.{_decimals(self.estimate)}f}" for value in (self.low, self.high))
+        return f"{self.estimate:.{_decimals(self.estimate)}f}x [{', '.join(ends)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,10 @@ def spaced(count: float) -> str:
         '38 415'
     """
     return f"{count:,.0f}".replace(",", " ")
+
+
+def _decimals(ratio: float) -> int:
+    return max(2, 1 - math.floor(math.log10(ratio)))
 
 
 def _bound(percent: float) -> str:
