@@ -96,6 +96,17 @@ def test_3_ties_are_cut_at_the_budget_lowest_channel_first(lenet, digits, scope)
     assert total == (6 + 16 + 120 + 84) // 2
     for step in result.plan.steps:
         assert step.channels == tuple(range(len(step.channels)))
+    tied = [note for note in result.plan.notes if "every channel scored alike" in note]
+    assert [note.split(":")[0] for note in tied] == ["conv1", "conv2", "fc1", "fc2"]
+
+
+@pytest.mark.parametrize(("classes", "noted"), [(1, True), (2, False)])
+def test_calibration_images_of_one_class_are_noted(lenet, digits, classes, noted):
+    images = CalibrationBatch(digits, torch.arange(40) % classes + 3)
+    notes = prune(
+        lenet, example=digits, importance=Taylor(), budget=HALF, calibration=images
+    ).plan.notes
+    assert ("40 calibration images are of class 3" in " ".join(notes)) == noted
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])

@@ -19,7 +19,7 @@ from rasp.progress import Progress, silent
 from rasp.pruning.allocation import Budget, Widths
 from rasp.pruning.groups import Group, Indices, Member
 from rasp.pruning.plan import LayerWidth, PruningPlan
-from rasp.pruning.selection import Selection, checked_scores, lowest
+from rasp.pruning.selection import Selection, checked_scores, lowest, remarks
 from rasp.pruning.tracing import copy_of, layer_shapes, traceable
 from rasp.zoo.resnet import PadShortcut
 
@@ -121,7 +121,7 @@ def prune(
             for old, new in zip(before, after, strict=True)
         },
         kept_macs=sum(shape.macs for shape in after) / sum(shape.macs for shape in before),
-        notes=(*notes, *selection.notes()),
+        notes=(*notes, *remarks(scores, calibration), *selection.notes()),
     )
     return PruneResult(work, plan)
 

@@ -131,6 +131,22 @@ def checked_scores(
     return checked
 
 
+def remarks(
+    scores: Mapping[str, NDArray[np.float64]], calibration: CalibrationBatch | None
+) -> tuple[str, ...]:
+    """What a reader of the plan should know of how the channels were chosen."""
+    ties = tuple(
+        f"{root}: every channel scored alike, so channels went by their number."
+        for root, values in scores.items()
+        if len(values) > 1 and np.ptp(values) == 0
+    )
+    labels = [] if calibration is None else calibration.labels.tolist()
+    if len(labels) < 2 or len(set(labels)) > 1:
+        return ties
+    seen = f"All {len(labels)} calibration images are of class {labels[0]};"
+    return (*ties, f"{seen} what other classes need was not seen.")
+
+
 def lowest(
     widths: Widths, kept: Indices, scores: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Indices]:
