@@ -14,7 +14,9 @@ from rasp.pruning.importance import (
     CRITERIA,
     Activation,
     CalibrationBatch,
+    KeepVulnerable,
     Magnitude,
+    Placebo,
     Reliability,
     Taylor,
 )
@@ -156,6 +158,35 @@ def test_reliability_is_the_rank_of_taylor_less_the_rank_of_the_failures(trained
         ranks = [(rankdata(v.numpy()) - 1) / (len(v) - 1) for v in (taylor[root], rates[root])]
         expected = torch.from_numpy(ranks[0] - 0.7 * ranks[1]).float()
         torch.testing.assert_close(score, expected)
+
+
+@pytest.mark.parametrize("style", ["fp32", "int8"])
+def test_the_least_vulnerable_go_first_where_vulnerability_is_kept(trained, style):
+    from rasp.network.lower import lower
+    from rasp.pruning.vulnerability import channel_vulnerability
+
+    model, batch = trained
+    _, scores = scored(KeepVulnerable(format=style), model, batch)
+    network = lower(model, batch.images[:1])
+    rates = channel_vulnerability(network, batch.images, format=style)
+    for root, score in scores.items():
+        torch.testing.assert_close(score, rates[root] * network[root].conv.pixels)
+
+
+def test_a_placebo_is_taylor_less_the_same_ranks_in_another_order(trained):
+    from scipy.stats import rankdata
+
+    model, batch = trained
+    _, taylor = scored(Taylor(), model, batch)
+    _, real = scored(Reliability(lam=0.5), model, batch)
+    _, scores = scored(Placebo(lam=0.5), model, batch)
+    _, plain = scored(Placebo(lam=0.0), model, batch)
+    for root, score in scores.items():
+        rank = torch.from_numpy((rankdata(taylor[root].numpy()) - 1) / (len(score) - 1))
+        taken = [rank - other[root] for other in (real, scores)]
+        torch.testing.assert_close(*[one.sort().values for one in taken], atol=1e-6, rtol=0)
+        assert len(score) < 4 or not torch.equal(score, real[root])
+        assert torch.equal(plain[root], taylor[root])
 
 
 def test_every_criterion_is_built_by_name_and_says_its_name(trained):

@@ -228,6 +228,33 @@ class Taylor:
 
 
 @dataclass(frozen=True)
+class KeepVulnerable:
+    """Expected number of corrupted answers that flips in the channel cause: the least go first.
+
+    The rule of SentinelNN (Ahmadilivani et al., IOLTS 2024), which takes vulnerability for
+    importance. What stays is then what fails most per fault.
+
+    Attributes:
+        format: number format the values are stored in.
+        scales: int8 step of each layer's output by name; from the largest value where absent.
+    """
+
+    format: str = "fp32"
+    scales: Mapping[str, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name written into the pruning plan."""
+        return "keep-vulnerable"
+
+    def __call__(
+        self, model: nn.Module, groups: Sequence[Group], batch: CalibrationBatch | None
+    ) -> Scores:
+        batch = _needed(batch, self.name)
+        return _failures(model, groups, batch, self.format, self.scales)
+
+
+@dataclass(frozen=True)
 class Reliability:
     r"""Taylor importance less vulnerability, by ranks: :math:`rank(T) - \lambda\,rank(V)`.
 
@@ -239,13 +266,11 @@ class Reliability:
     Attributes:
         lam: weight of the vulnerability; 0 is :class:`Taylor` itself.
         format: number format the values are stored in.
-        images: calibration images the vulnerability is measured on, the first of the batch.
         scales: int8 step of each layer's output by name; from the largest value where absent.
     """
 
     lam: float = 0.5
     format: str = "fp32"
-    images: int = 128
     scales: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -260,41 +285,77 @@ class Reliability:
     def __call__(
         self, model: nn.Module, groups: Sequence[Group], batch: CalibrationBatch | None
     ) -> Scores:
-        from rasp.network.lower import lower
-        from rasp.pruning.vulnerability import channel_vulnerability
-
         batch = _needed(batch, self.name)
         importance = Taylor()(model, groups, batch)
         if not self.lam:
             return importance
-        network = lower(model, batch.images[:1])
-        rates = channel_vulnerability(network, batch.images, format=self.format, scales=self.scales)
-        pixels = {layer.name: layer.conv.pixels for layer in network.layers}
+        failures = _failures(model, groups, batch, self.format, self.scales)
         scores = {}
         for group in groups:
-            failures = torch.zeros(group.width)
-            for member in group.producers:
-                if member.module in rates:
-                    rate = rates[member.module][torch.from_numpy(member.positions)]
-                    failures.index_add_(0, _channel(member), rate * pixels[member.module])
             score = torch.zeros(group.width)
             for segment in group.segments:
                 those = torch.from_numpy(segment.channels)
-                score[those] = _ranks(importance[group.root][those]) - self.lam * _ranks(
-                    failures[those]
-                )
+                against = self._of_segment(failures[group.root][those])
+                score[those] = _ranks(importance[group.root][those]) - self.lam * _ranks(against)
             scores[group.root] = score
         return scores
 
+    def _of_segment(self, failures: Tensor) -> Tensor:
+        return failures
 
-CRITERIA: dict[str, type[Random | Magnitude | Activation | Taylor | Reliability]] = {
+
+@dataclass(frozen=True)
+class Placebo(Reliability):
+    """Reliability with the vulnerabilities of a segment in random order.
+
+    What it gains over Taylor is what any other order would; the rest is vulnerability's.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name written into the pruning plan."""
+        return "placebo"
+
+    def _of_segment(self, failures: Tensor) -> Tensor:
+        return failures[torch.randperm(len(failures))]
+
+
+CRITERIA: dict[
+    str, type[Random | Magnitude | Activation | Taylor | KeepVulnerable | Reliability]
+] = {
     "random": Random,
     "magnitude": Magnitude,
     "activation": Activation,
     "taylor": Taylor,
+    "keep-vulnerable": KeepVulnerable,
     "reliability": Reliability,
+    "placebo": Placebo,
 }
 """Criteria by name; each is called without arguments for its defaults."""
+
+
+def _failures(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batch: CalibrationBatch,
+    number_format: str,
+    scales: Mapping[str, float] | None,
+) -> Scores:
+    """Answers that one flip in every stored value of a channel would corrupt, by bits' mean."""
+    from rasp.network.lower import lower
+    from rasp.pruning.vulnerability import channel_vulnerability
+
+    network = lower(model, batch.images[:1])
+    rates = channel_vulnerability(network, batch.images, format=number_format, scales=scales)
+    pixels = {layer.name: layer.conv.pixels for layer in network.layers}
+    scores = {}
+    for group in groups:
+        scores[group.root] = torch.zeros(group.width)
+        for member in group.producers:
+            if member.module in rates:
+                rate = rates[member.module][torch.from_numpy(member.positions)]
+                scores[group.root].index_add_(0, _channel(member), rate * pixels[member.module])
+    return scores
 
 
 def _needed(batch: CalibrationBatch | None, name: str) -> CalibrationBatch:

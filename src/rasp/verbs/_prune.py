@@ -228,13 +228,15 @@ def _prune(
 
 
 def _importance(criterion: str, lam: float, number_format: str) -> Importance:
-    from rasp.pruning.importance import CRITERIA, Reliability
+    from rasp.pruning.importance import CRITERIA, KeepVulnerable, Reliability
 
     if criterion not in CRITERIA:
         raise unknown_name("criterion", criterion, CRITERIA)
     loading.check_format(number_format)
     kind = CRITERIA[criterion]
-    return Reliability(lam=lam, format=number_format) if kind is Reliability else kind()
+    if issubclass(kind, Reliability):
+        return kind(lam=lam, format=number_format)
+    return kind(format=number_format) if issubclass(kind, KeepVulnerable) else kind()
 
 
 def _default_epochs(loaded: Loaded) -> int:
