@@ -153,6 +153,9 @@ def test_campaigns_that_differ_in_more_than_the_network_are_not_compared(home, d
         runs.append(home / f"differ-{images}-{seed}")
         arguments = ("--trials", "200", "--images", images, "--seed", seed, "--out", runs[-1])
         rasp("inject", "--model", dense, "--format", "fp32", *arguments)
+    [_, same] = rasp("compare", runs[0], runs[0])["networks"]
+    assert 0 < same["rate"]["events"] < 20
+    assert same["per_fault"]["low"] < 0.7 < 1.4 < same["per_fault"]["high"]
     for other, word in zip(runs[1:], ("images", "seed"), strict=True):
         result = CliRunner().invoke(app, ["compare", str(runs[0]), str(other)])
         assert result.exit_code == 2

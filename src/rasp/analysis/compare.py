@@ -2,7 +2,8 @@
 
 Campaigns that share their images share what makes an image fragile, and campaigns with one seed
 also their fault lists: a trial's random words pick the layer, the place and the bit by quantiles.
-Ratios are therefore taken image by image.
+Ratios are therefore taken image by image, unless a network has fewer than 20 events: a handful
+that two networks happen to share says nothing of how much they share.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _SAME = (
     *("data", "split", "images", "format", "accelerator", "accelerator_digest"),
     *("fault_models", "layer_weights", "layers", "confidence", "seed"),
 )
+
+_FEW = 20  # events of a network, below which what images share is not known either
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def compare(
         )
     rates = [result.overall[outcome] for result in (other, first)]
     found = None
-    if a.split != "given":
+    if a.split != "given" and min(rate.events for rate in rates) >= _FEW:
         parts = [image_parts(r.spec, r.contents.tallies, outcome) for r in (other, first)]
         found = paired_ratio(parts[0], parts[1], a.confidence)
     per_fault = found or ratio(*rates)
