@@ -7,7 +7,15 @@ An interval that covers in 95 % of the cases misses [93 %, 97 %] of 1,000 repeat
 import numpy as np
 import pytest
 
-from rasp.statistics import difference, paired_ratio, ratio, weighted_rate, wilson
+from rasp.errors import ConfigError
+from rasp.statistics import (
+    difference,
+    paired_difference,
+    paired_ratio,
+    ratio,
+    weighted_rate,
+    wilson,
+)
 
 REPEATS, IMAGES, FAULTS = 1000, 400, 40
 
@@ -57,3 +65,30 @@ def test_intervals_of_differences_cover(rates):
         found = difference(a, b)
         covered += found.low <= rates[0] - rates[1] <= found.high
     assert 0.93 <= covered / REPEATS <= 0.97
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.05, 0.03), (0.01, 0.01), (0.2, 0.01)])
+def test_intervals_of_paired_differences_cover(better, worse):
+    """Two networks that answer most images alike; each wins a few that the other loses."""
+    generator = np.random.default_rng(8)
+    covered = 0
+    for _ in range(REPEATS):
+        draw = generator.random(1000)
+        a = np.where(draw < better, 1, np.where(draw < better + worse, 0, draw > 0.3))
+        b = np.where(draw < better, 0, np.where(draw < better + worse, 1, draw > 0.3))
+        found = paired_difference(a, b)
+        covered += found.low <= better - worse <= found.high
+    assert 0.93 <= covered / REPEATS <= 0.97
+
+
+def test_networks_that_never_differ_have_an_interval():
+    found = paired_difference(np.ones(100), np.ones(100))
+    assert found.estimate == 0
+    assert 0.005 < found.high == -found.low < 0.03
+
+
+def test_paired_values_that_cannot_be():
+    with pytest.raises(ConfigError, match="same clusters"):
+        paired_difference([1, 0], [1])
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        paired_difference([1, 2], [1, 0])

@@ -7,7 +7,7 @@ from rasp.errors import ConfigError
 from rasp.nvdla.config import load
 from rasp.nvdla.cycles import network_cycles
 from rasp.nvdla.shapes import ConvShape
-from rasp.pruning.allocation import Budget, Widths, ranked, round_widths, uniform
+from rasp.pruning.allocation import Budget, Widths, greedy, ranked, round_widths, uniform
 from rasp.pruning.groups import Group, Member, Segment
 
 
@@ -147,3 +147,95 @@ def test_channels_of_a_group_fall_into_segments_by_footprint():
     assert outer.channels.tolist() == [0, 1, 4, 5]
     assert inner.channels.tolist() == [2, 3]
     assert inner.footprint - outer.footprint == {("narrow", "out", 1)}
+
+
+def scored(widths, seed=0):
+    generator = np.random.default_rng(seed)
+    return {s.root: generator.random(len(s.channels)) for s in widths.segments}
+
+
+def failing(**rates):
+    """Failures per inference: cycles of each layer times its rate."""
+    config = load("nv_small")
+    return lambda shapes: sum(rates[s.name] * network_cycles([s], config) for s in shapes)
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_without_a_weight_failures_change_nothing(round_to):
+    shapes, widths = chain()
+    budget = Budget("cycles", 0.5, load("nv_small"))
+    dense, scores = budget.cost(shapes), scored(widths)
+    plain = ranked(widths, budget, scores, dense=dense, round_to=round_to)
+    traded = greedy(
+        widths, budget, scores, scores, failing(a=1, b=1, c=1),
+        lam=0.0, dense=dense, round_to=round_to,
+    )  # fmt: skip
+    assert traded.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("frail", ["a", "c"])
+def test_the_group_whose_layers_fail_more_is_narrowed_more(frail):
+    shapes, widths = chain()
+    budget = Budget("macs", 0.6)
+    even = {s.root: np.ones(len(s.channels)) for s in widths.segments}
+    rates = {"a": 1e-3, "b": 1e-3, "c": 1e-3, frail: 1.0}
+    kept = (
+        greedy(widths, budget, even, even, failing(**rates), lam=1.0, dense=budget.cost(shapes))
+        / widths.full
+    )
+    assert (kept[0] < kept[1]) == (frail == "a")  # c reads only the second group
+    assert budget.cost(widths.keeping((kept * widths.full).astype(int))) <= 0.6 * budget.cost(
+        shapes
+    )
+
+
+def test_a_step_is_an_atom_where_single_channels_save_no_cycle():
+    shapes, widths = chain()
+    budget = Budget("cycles", 0.7, load("nv_small"))
+    kept = greedy(
+        widths, budget, scored(widths), scored(widths), failing(a=1, b=1, c=1),
+        lam=1.0, dense=budget.cost(shapes),
+    )  # fmt: skip
+    assert (kept % 8 == 0).all()
+
+
+def test_greedy_is_as_good_as_the_best_widths_for_its_price():
+    """Against all pairs of widths: no other loses less and fails less at the budget."""
+    shapes, widths = chain()
+    budget, failures = Budget("cycles", 0.6, load("nv_small")), failing(a=3, b=1, c=2)
+    dense, scores = budget.cost(shapes), scored(widths, 3)
+    kept = greedy(
+        widths, budget, scores, scores, failures, lam=1.0, dense=dense, round_to=8
+    )  # fmt: skip
+
+    def worth(width):
+        lost = sum(
+            np.sort(scores[s.root] / scores[s.root].mean())[: len(s.channels) - k].sum()
+            for s, k in zip(widths.segments, width, strict=True)
+        )
+        return lost, failures(widths.keeping(np.array(width)))
+
+    others = [(a, b) for a in (8, 16) for b in (8, 16, 24)]
+    allowed = [o for o in others if budget.cost(widths.keeping(np.array(o))) <= 0.6 * dense]
+    mine = worth(kept)
+    assert tuple(kept) in allowed
+    assert not any(all(x < y for x, y in zip(worth(o), mine, strict=True)) for o in allowed)
+
+
+def test_failures_below_an_atom_per_layer_are_refused():
+    shapes, widths = chain()
+    budget = Budget("cycles", 0.05, load("nv_small"))
+    with pytest.raises(ConfigError, match=r"cannot be reached: .* at its narrowest"):
+        greedy(
+            widths, budget, scored(widths), scored(widths), failing(a=1, b=1, c=1),
+            lam=1.0, dense=budget.cost(shapes), round_to=8,
+        )  # fmt: skip
+
+
+def test_failures_are_not_traded_against_channels():
+    _, widths = chain()
+    with pytest.raises(ConfigError, match="give --macs or --cycles"):
+        greedy(
+            widths, Budget("channels", 0.5), scored(widths), scored(widths),
+            failing(a=1, b=1, c=1), lam=1.0, dense=40,
+        )  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 from rasp.statistics import Rate, horvitz_thompson, weighted_rate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from rasp.campaign.contents import Tallies
@@ -44,6 +46,38 @@ def image_parts(spec: CampaignSpec, tallies: Tallies, outcome: str) -> NDArray[n
     weight = tallies.weight[happened] / expected
     parts = np.bincount(tallies.image[happened], weights=weight, minlength=spec.images)
     return parts.astype(np.float64)
+
+
+def pooled(
+    specs: Sequence[CampaignSpec],
+    tallies: Sequence[Tallies],
+    outcome: str,
+    shares: Sequence[float],
+) -> Rate:
+    """Mean rate of several networks injected in the same images, clustered by image.
+
+    Args:
+        specs: of each campaign.
+        tallies: of each campaign.
+        outcome: what counts.
+        shares: weight of each network in the mean, on any scale.
+    """
+    expected = [
+        spec.expected_weight(int(one.trials.sum()))
+        for spec, one in zip(specs, tallies, strict=True)
+    ]
+    total, sizes = sum(expected), np.asarray(shares) / sum(shares)
+    factors = [share * total / part for share, part in zip(sizes, expected, strict=True)]
+    return horvitz_thompson(
+        np.concatenate([one.image for one in tallies]),
+        np.concatenate([one.happened(outcome) for one in tallies]),
+        np.concatenate([one.trials for one in tallies]),
+        np.concatenate([one.weight * f for one, f in zip(tallies, factors, strict=True)]),
+        np.concatenate([one.square * f**2 for one, f in zip(tallies, factors, strict=True)]),
+        expected=total,
+        clusters=specs[0].images,
+        confidence=specs[0].confidence,
+    )
 
 
 def part(spec: CampaignSpec, tallies: Tallies, outcome: str, chosen: NDArray[np.int64]) -> Rate:

@@ -30,6 +30,7 @@ from rasp.cli.options import (
     Trust,
     Weights,
 )
+from rasp.cli.studies import studies
 from rasp.errors import RaspError
 from rasp.runs import Interrupted
 
@@ -188,16 +189,25 @@ def prune(
     channels: Annotated[float | None, typer.Option(help="Share of channels to remove.")] = None,
     macs: Annotated[float | None, typer.Option(help="Share of MACs to keep.")] = None,
     cycles: Annotated[float | None, typer.Option(help="Share of NVDLA cycles to keep.")] = None,
-    scope: Annotated[str, typer.Option(help="uniform or global.")] = "uniform",
+    scope: Annotated[str, typer.Option(help="uniform, global or failures.")] = "uniform",
     round_to: Annotated[int, typer.Option(help="Widths are multiples of it.")] = 1,
     iterations: Annotated[int, typer.Option(help="Steps to the budget.")] = 1,
     epochs: Annotated[
         int | None,
         typer.Option(help="Fine-tuning after every step, 0 for none; a third of training's."),
     ] = None,
+    upsets: Annotated[
+        float, typer.Option(help="Bit flips an image and layer while it is fine-tuned.")
+    ] = 0.0,
     lam: Annotated[
-        float, typer.Option("--lambda", help="Weight of the vulnerability in 'reliability'.")
+        float,
+        typer.Option(
+            "--lambda", help="Weight of vulnerability in 'reliability', of failures in that scope."
+        ),
     ] = 0.5,
+    faults: Annotated[
+        str, typer.Option(help="Population that --scope failures predicts: fidelity or nvdla.")
+    ] = "fidelity",
     format: Annotated[str, typer.Option(help="Format the network is meant for.")] = "int8",  # noqa: A002
     accelerator: Accelerator = "nv_small",
     weights: Weights = None,
@@ -224,7 +234,9 @@ def prune(
             round_to=round_to,
             iterations=iterations,
             epochs=epochs,
+            upsets=upsets,
             lam=lam,
+            faults=faults,
             format=format,
             accelerator=accelerator,
             weights=weights,
@@ -259,6 +271,12 @@ def quantize(
     *,
     model: Model,
     observer: Annotated[str, typer.Option(help="mse, minmax or percentile.")] = "mse",
+    upset_rate: Annotated[
+        float,
+        typer.Option(
+            help="Probability of a bit flip in a value that mse weighs: values saturate earlier."
+        ),
+    ] = 0.0,
     weights: Weights = None,
     data: Data = None,
     calibration: Calibration = 256,
@@ -275,6 +293,7 @@ def quantize(
         found = verbs.quantize(
             model,
             observer=observer,
+            upset_rate=upset_rate,
             weights=weights,
             data=data,
             calibration=calibration,
@@ -340,6 +359,7 @@ def harden(
 
 
 app.add_typer(campaigns)
+app.add_typer(studies)
 
 
 @app.command("ls")

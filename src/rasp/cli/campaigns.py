@@ -38,7 +38,10 @@ def inject(
     model: Injectable,
     format: Format = None,  # noqa: A002
     trials: Annotated[int, typer.Option(help="Faults to inject.")] = 10_000,
-    images: Annotated[int, typer.Option(help="Test images to inject them in.")] = 200,
+    images: Annotated[int, typer.Option(help="Images to inject them in.")] = 200,
+    split: Annotated[str, typer.Option(help="test, or validation for what is to be chosen.")] = (
+        "test"
+    ),
     faults: Annotated[
         str,
         typer.Option(
@@ -127,6 +130,7 @@ def inject(
             format=format,
             trials=trials,
             images=images,
+            split=split,
             faults=faults,
             fault_models=models,
             layers=layer,

@@ -17,7 +17,7 @@ from rasp.nvdla.config import AcceleratorConfig  # noqa: TC001  pydantic reads t
 from rasp.nvdla.cycles import network_cycles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -276,16 +276,90 @@ def ranked(
     return at(_bisect(cost, 0, int(full.sum()), budget, dense))
 
 
+def greedy(
+    widths: Widths,
+    budget: Budget,
+    scores: Mapping[str, NDArray[np.float64]],
+    importance: Mapping[str, NDArray[np.float64]],
+    failures: Callable[[Sequence[ConvShape]], float],
+    *,
+    lam: float,
+    dense: int,
+    round_to: int = 1,
+) -> Indices:
+    r"""Widths that trade importance for failures: step by step, the cheapest channels go first.
+
+    A step is the fewest atoms of a segment without which fewer inferences fail: cycles fall with
+    the accelerator's atoms alone. Its price is the mean importance of its channels over the share
+    of the failures per inference that each takes along, :math:`A / (\Delta F / F)^\lambda`.
+    Importance is divided by its segment's mean, as in :func:`ranked`, which this is at
+    :math:`\lambda = 0`.
+
+    Args:
+        widths: the network's widths.
+        budget: what may stay, in MACs or cycles.
+        scores: order in which the channels of a group go, by root, lower goes first.
+        importance: what the answer loses with each channel, 0 or more, by root.
+        failures: predicted failures per inference of layers of these shapes.
+        lam: weight of the failures.
+        dense: multiply-accumulates or cycles of the dense network.
+        round_to: channels of an atom.
+
+    Returns:
+        ``(segments,)`` channels kept.
+
+    Raises:
+        ConfigError: the narrowest network costs more than the budget, or it counts channels.
+    """
+    if not lam:
+        return ranked(widths, budget, scores, dense=dense, round_to=round_to)
+    if budget.kind == "channels":
+        raise ConfigError("Failures are traded against MACs or cycles: give --macs or --cycles.")
+    losses = [_losses(segment, scores, importance) for segment in widths.segments]
+    kept, target = widths.full, budget.kept * dense
+    while budget.cost(widths.keeping(kept)) > target:
+        before = failures(widths.keeping(kept))
+        prices = {}
+        for index in range(len(kept)):
+            for less in _narrower_widths(kept, index, round_to):
+                saved = 1 - failures(widths.keeping(less)) / before
+                if saved > 0:
+                    gone = widths.full[index] - np.array([kept[index], less[index]])
+                    lost = float(losses[index][slice(*gone)].mean())
+                    prices[lost / (saved / (gone[1] - gone[0])) ** lam] = less
+                    break
+        if not prices:
+            raise _out_of_reach(budget, budget.cost(widths.keeping(kept)), dense)
+        kept = prices[min(prices)]
+    return kept
+
+
+def _narrower_widths(kept: Indices, index: int, round_to: int) -> Iterator[Indices]:
+    """Widths with ever fewer atoms of one segment, at least one atom of it."""
+    atom = round_to if kept[index] > round_to else 1
+    for width in range((int(kept[index]) - 1) // atom * atom, 0, -atom):
+        less = kept.copy()
+        less[index] = width
+        yield less
+
+
+def _losses(
+    segment: Segment,
+    scores: Mapping[str, NDArray[np.float64]],
+    importance: Mapping[str, NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Importance of a segment's channels in the order they go, 1 on average."""
+    order = np.argsort(scores[segment.root][segment.channels], kind="stable")
+    values = importance[segment.root][segment.channels][order]
+    return values / (np.abs(values).mean() or 1.0)
+
+
 def _bisect(
     cost: Callable[[float], int], low: float, high: float, budget: Budget, dense: int
 ) -> float:
     target = budget.kept * dense
     if cost(low) > target:
-        raise ConfigError(
-            f"{budget.kept:.1%} of the {budget.kind} cannot be reached: with every prunable "
-            f"channel group at its narrowest {cost(low) / dense:.1%} stay. "
-            "Keep more, or round to smaller atoms."
-        )
+        raise _out_of_reach(budget, cost(low), dense)
     below, above = _crossing(cost, low, high, target)
     if cost(above) - target < target - cost(below):
         below, _ = _crossing(cost, above, high, cost(above))
@@ -306,3 +380,11 @@ def _crossing(
         else:
             high = middle
     return low, high
+
+
+def _out_of_reach(budget: Budget, narrowest: int, dense: int) -> ConfigError:
+    return ConfigError(
+        f"{budget.kept:.1%} of the {budget.kind} cannot be reached: with every prunable "
+        f"channel group at its narrowest {narrowest / dense:.1%} stay. "
+        "Keep more, or round to smaller atoms."
+    )

@@ -18,11 +18,13 @@ from torch.nn.functional import cross_entropy
 from rasp.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from rasp.network.graph import Network
     from rasp.pruning.groups import Group, Member
 
 _BATCH = 32
+_FAULTS_A_CHANNEL, _MOST_FAULTS = 100, 1 << 18
 
 Scores = dict[str, Tensor]
 """Scores ``(width,)`` of each group by its root; lower goes first."""
@@ -236,11 +238,9 @@ class KeepVulnerable:
 
     Attributes:
         format: number format the values are stored in.
-        scales: int8 step of each layer's output by name; from the largest value where absent.
     """
 
     format: str = "fp32"
-    scales: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -251,27 +251,26 @@ class KeepVulnerable:
         self, model: nn.Module, groups: Sequence[Group], batch: CalibrationBatch | None
     ) -> Scores:
         batch = _needed(batch, self.name)
-        return _failures(model, groups, batch, self.format, self.scales)
+        return _failures(model, groups, batch, self.format)
 
 
 @dataclass(frozen=True)
 class Reliability:
     r"""Taylor importance less vulnerability, by ranks: :math:`rank(T) - \lambda\,rank(V)`.
 
-    :math:`V` is the expected number of corrupted answers the channel's stored values cause, from
-    :func:`rasp.pruning.vulnerability.channel_vulnerability`, summed over the layers that produce
-    the channel and weighted by their pixels. Ranks run within a segment, from 0 to 1. A channel
-    the answer needs little and that a bit-flip corrupts often goes first.
+    :math:`V` is the expected number of corrupted answers the channel's stored values cause, summed
+    over the layers that produce the channel and weighted by their pixels: in floating point from
+    :func:`rasp.pruning.vulnerability.channel_vulnerability`, in INT8 from
+    :func:`rasp.pruning.injection.injected_vulnerability`. Ranks run within a segment, from 0 to 1.
+    A channel the answer needs little and that a bit-flip corrupts often goes first.
 
     Attributes:
         lam: weight of the vulnerability; 0 is :class:`Taylor` itself.
         format: number format the values are stored in.
-        scales: int8 step of each layer's output by name; from the largest value where absent.
     """
 
     lam: float = 0.5
     format: str = "fp32"
-    scales: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam < float("inf"):
@@ -289,7 +288,7 @@ class Reliability:
         importance = Taylor()(model, groups, batch)
         if not self.lam:
             return importance
-        failures = _failures(model, groups, batch, self.format, self.scales)
+        failures = _failures(model, groups, batch, self.format)
         scores = {}
         for group in groups:
             score = torch.zeros(group.width)
@@ -335,27 +334,43 @@ CRITERIA: dict[
 
 
 def _failures(
-    model: nn.Module,
-    groups: Sequence[Group],
-    batch: CalibrationBatch,
-    number_format: str,
-    scales: Mapping[str, float] | None,
+    model: nn.Module, groups: Sequence[Group], batch: CalibrationBatch, number_format: str
 ) -> Scores:
     """Answers that one flip in every stored value of a channel would corrupt, by bits' mean."""
     from rasp.network.lower import lower
-    from rasp.pruning.vulnerability import channel_vulnerability
 
     network = lower(model, batch.images[:1])
-    rates = channel_vulnerability(network, batch.images, format=number_format, scales=scales)
+    rates = _vulnerability(network, batch.images, number_format)
     pixels = {layer.name: layer.conv.pixels for layer in network.layers}
     scores = {}
     for group in groups:
         scores[group.root] = torch.zeros(group.width)
         for member in group.producers:
             if member.module in rates:
-                rate = rates[member.module][torch.from_numpy(member.positions)]
+                rate = rates[member.module][torch.from_numpy(member.positions)].float()
                 scores[group.root].index_add_(0, _channel(member), rate * pixels[member.module])
     return scores
+
+
+def _vulnerability(network: Network, images: Tensor, number_format: str) -> dict[str, Tensor]:
+    """Of each layer's channels ``(K,)``, by the predictor that suits the format."""
+    if number_format != "int8":
+        from rasp.pruning.vulnerability import channel_vulnerability
+
+        return channel_vulnerability(network, images, format=number_format)
+    from rasp.nvdla.config import load
+    from rasp.pruning.injection import injected_vulnerability
+    from rasp.quantization.calibrate import quantize
+
+    channels = sum(layer.conv.K for layer in network.layers)
+    anywhere = load("nv_small")  # what a stored bit's flip does is the same on every accelerator
+    return injected_vulnerability(
+        quantize(network, images)[0],
+        anywhere,
+        images,
+        trials=min(_FAULTS_A_CHANNEL * channels, _MOST_FAULTS),
+        seed=torch.initial_seed() % 2**63,
+    )
 
 
 def _needed(batch: CalibrationBatch | None, name: str) -> CalibrationBatch:

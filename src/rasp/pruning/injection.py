@@ -1,4 +1,4 @@
-r"""Vulnerability of channels from a few faults each, injected on the network itself.
+r"""Vulnerability from a few faults each, injected on the network itself.
 
 In INT8 an answer changes where a fault's small effect meets a small margin, and both are rare
 together: most faults tell nothing. So the effect is measured and the margin is taken as drawn
@@ -9,25 +9,32 @@ of the images whose margin is smaller,
 
 half of those whose margin is :math:`d`, and 1 if a logit is no number. Every fault on every image
 tells something then, and rounding, saturation and masking are those of the network. A margin and
-an effect on the same image are not independent, so this ranks channels and is no measured rate.
+an effect on the same image are not independent, so this ranks channels and layers and is no
+measured rate.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rasp.errors import ConfigError
-from rasp.faults.population import Stratum
+from rasp.faults.population import Stratum, mix, strata
 from rasp.faults.sampling import draw
+from rasp.nvdla.cycles import layer_cycles
 from rasp.progress import Progress, silent
 from rasp.replay.engine import Replay
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from rasp.network.graph import Network
     from rasp.nvdla.config import AcceleratorConfig
+    from rasp.nvdla.shapes import ConvShape
 
 _BLOCK = 1 << 16
 _SAME = 1e-5  # of the largest margin: what is nearer to each other is equal
@@ -60,30 +67,126 @@ def injected_vulnerability(
     Raises:
         ConfigError: no images, or no trials.
     """
-    if not len(images):
-        raise ConfigError("The calibration set is empty. Give at least one image.")
-    if trials < 1:
-        raise ConfigError(f"At least one fault must be injected, got {trials}.")
     channels = sum(layer.conv.K for layer in network.layers)
     population = [
         Stratum(layer.name, "RD_BFLIP", layer.conv.K / channels) for layer in network.layers
     ]
+    lost = {layer.name: torch.zeros(2, layer.conv.K).double() for layer in network.layers}
+    for part in _injected(network, accelerator, images, population, trials, seed, progress):
+        for index, stratum in enumerate(population):
+            mine = part.stratum == index
+            sums, hit = lost[stratum.layer], part.kernel[mine]
+            sums[0].index_add_(0, hit, part.chance[mine])
+            sums[1].index_add_(0, hit, torch.ones(len(hit)).double())
+    return {name: _rates(sums) for name, sums in lost.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedFailures:
+    """Failures per inference as a function of layer shapes: register bits x cycles x rate.
+
+    A layer's rate per fault is taken as that of the network it was measured on. Narrower layers
+    fail more often per fault than that, so this tells widths apart and is no measured rate.
+
+    Attributes:
+        accelerator: what the network runs on.
+        format: number format.
+        rates: failures per fault of each layer.
+
+    Example:
+        >>> from rasp.nvdla.config import load
+        >>> from rasp.nvdla.shapes import ConvShape
+        >>> failures = PredictedFailures(load("nv_small"), "int8", {"fc": 0.5})
+        >>> failures([ConvShape("fc", C=16, H=1, W=1, K=16, R=1, S=1)])
+        16.0
+    """
+
+    accelerator: AcceleratorConfig
+    format: str
+    rates: Mapping[str, float]
+    _cycles: dict[ConvShape, int] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, shapes: Sequence[ConvShape]) -> float:
+        """Failures per inference, up to the number of register bits and the upset rate."""
+        for shape in shapes:
+            if shape not in self._cycles:
+                cycles = layer_cycles(shape, self.accelerator, self.format).total
+                self._cycles[shape] = cycles
+        return sum(self.rates.get(shape.name, 0.0) * self._cycles[shape] for shape in shapes)
+
+
+def predicted_failures(
+    network: Network,
+    accelerator: AcceleratorConfig,
+    images: Tensor,
+    *,
+    faults: str = "fidelity",
+    trials: int = 1 << 14,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PredictedFailures:
+    """Rate per fault of each layer of a network, for :class:`PredictedFailures`.
+
+    Args:
+        network: lowered, in the format it is to run in.
+        accelerator: what it runs on.
+        images: normalised images ``(N, C, H, W)``.
+        faults: population, see :func:`rasp.faults.population.mix`; every layer gets as many.
+        trials: faults of all layers together.
+        seed: of the faults.
+        progress: hears of trials.
+
+    Raises:
+        ConfigError: no images, or no trials.
+    """
+    population = strata(
+        network, accelerator, models=mix(faults, accelerator), layer_weights="uniform"
+    )
+    sums = np.zeros((2, len(population)))
+    for part in _injected(network, accelerator, images, population, trials, seed, progress):
+        stratum = part.stratum.numpy()
+        sums[0] += np.bincount(stratum, part.chance.numpy(), len(population))
+        sums[1] += np.bincount(stratum, minlength=len(population))
+    rates = {}
+    for layer in network.layers:
+        mine = [index for index, one in enumerate(population) if one.layer == layer.name]
+        rates[layer.name] = float(sums[0, mine].sum() / max(sums[1, mine].sum(), 1))
+    return PredictedFailures(accelerator, network.format, rates)
+
+
+class _Injected(NamedTuple):
+    """A block of faults: where, and the chance that each changes an answer."""
+
+    stratum: Tensor
+    kernel: Tensor
+    chance: Tensor
+
+
+def _injected(
+    network: Network,
+    accelerator: AcceleratorConfig,
+    images: Tensor,
+    population: Sequence[Stratum],
+    trials: int,
+    seed: int,
+    progress: Progress,
+) -> Iterator[_Injected]:
+    if not len(images):
+        raise ConfigError("The calibration set is empty. Give at least one image.")
+    if trials < 1:
+        raise ConfigError(f"At least one fault must be injected, got {trials}.")
     replay = Replay(network, accelerator, images, torch.zeros(len(images), dtype=torch.int64))
     margins = torch.from_numpy(replay.golden.margin).sort().values
-    lost = {layer.name: torch.zeros(2, layer.conv.K).double() for layer in network.layers}
     for start in range(0, trials, _BLOCK):
         span = range(start, min(start + _BLOCK, trials))
         drawn = draw(population, images=len(images), seed=seed, trials=span)
         answers = replay.answers(population, drawn)
-        chance = _chance(answers.golden, answers.faulty, margins)
-        kernel, stratum = torch.from_numpy(answers.sites.kernel), torch.from_numpy(drawn.stratum)
-        for index, part in enumerate(population):
-            mine = stratum == index
-            sums, hit = lost[part.layer], kernel[mine]
-            sums[0].index_add_(0, hit, chance[mine])
-            sums[1].index_add_(0, hit, torch.ones(len(hit)).double())
+        yield _Injected(
+            torch.from_numpy(drawn.stratum),
+            torch.from_numpy(answers.sites.kernel),
+            _chance(answers.golden, answers.faulty, margins),
+        )
         progress("inject for vulnerability", span.stop, trials)
-    return {name: _rates(sums) for name, sums in lost.items()}
 
 
 def _chance(golden: Tensor, faulty: Tensor, margins: Tensor) -> Tensor:

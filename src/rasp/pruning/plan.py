@@ -64,7 +64,7 @@ class PruningPlan(_Frozen):
     Attributes:
         schema_version: version of this format.
         criterion: how channels were chosen.
-        scope: ``"uniform"`` or ``"global"`` allocation.
+        scope: ``"uniform"``, ``"global"`` or ``"failures"``: how widths were chosen.
         round_to: channels of an atom.
         iterations: steps the pruning was spread over.
         budget: what was allowed to stay.
@@ -77,7 +77,7 @@ class PruningPlan(_Frozen):
 
     schema_version: Literal[1] = 1
     criterion: Name
-    scope: Literal["uniform", "global"] = "uniform"
+    scope: Literal["uniform", "global", "failures"] = "uniform"
     round_to: PositiveInt = 1
     iterations: PositiveInt = 1
     budget: Budget

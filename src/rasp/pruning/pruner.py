@@ -18,8 +18,9 @@ from rasp.errors import ConfigError, StoreMismatchError, UnsupportedModelError, 
 from rasp.progress import Progress, silent
 from rasp.pruning.allocation import Budget, Widths
 from rasp.pruning.groups import Group, Indices, Member
+from rasp.pruning.importance import Taylor
 from rasp.pruning.plan import LayerWidth, PruningPlan
-from rasp.pruning.selection import Selection, checked_scores, lowest, remarks
+from rasp.pruning.selection import Selection, Trade, checked_scores, lowest, remarks
 from rasp.pruning.tracing import copy_of, layer_shapes, traceable
 from rasp.zoo.resnet import PadShortcut
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from rasp.pruning.importance import CalibrationBatch, Importance
 
-Scope = Literal["uniform", "global"]
+Scope = Literal["uniform", "global", "failures"]
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
@@ -50,6 +51,7 @@ def prune(
     budget: Budget,
     calibration: CalibrationBatch | None = None,
     scope: Scope = "uniform",
+    trade: Trade | None = None,
     round_to: int = 1,
     iterations: int = 1,
     fine_tune: Callable[[nn.Module, int], None] | None = None,
@@ -65,7 +67,9 @@ def prune(
         budget: what part of the dense network may stay; the nearest widths are taken.
         calibration: images and labels the criterion may look at.
         scope: ``"uniform"`` narrows every group by the same ratio, so that every criterion gives
-            the same architecture; ``"global"`` ranks all channels of the network together.
+            the same architecture; ``"global"`` ranks all channels of the network together;
+            ``"failures"`` trades Taylor importance for failures per inference.
+        trade: what scope ``"failures"`` goes by.
         round_to: channels of an atom that widths are rounded to.
         iterations: equal steps the pruning is spread over, scores taken anew at each.
         fine_tune: called with the network and the step (from 1) after every step; trains in place.
@@ -84,6 +88,8 @@ def prune(
     """
     if scope not in get_args(Scope):
         raise unknown_name("scope", scope, get_args(Scope))
+    if (trade is None) == (scope == "failures"):
+        raise ConfigError("Scope 'failures' needs a trade, and no other scope takes one.")
     for what, number in (("round_to", round_to), ("iterations", iterations)):
         if number < 1:
             raise ConfigError(f"{what} must be at least 1, got {number}.")
@@ -95,9 +101,12 @@ def prune(
             graph = _Graph(work, example)
             if selection is None:
                 notes = graph.notes
-                selection = graph.selection(budget, scope, round_to)
+                selection = graph.selection(budget, scope, round_to, trade)
             scores = checked_scores(importance, work, graph.groups, calibration, seed + step - 1)
-            kept = selection.kept(graph.widths, scores, step, iterations)
+            needed = scores
+            if trade is not None:
+                needed = checked_scores(Taylor(), work, graph.groups, calibration, seed)
+            kept = selection.kept(graph.widths, scores, needed, step, iterations)
             removed = lowest(graph.widths, kept, scores)
             after = graph.widths.keeping(kept)
             graph.remove(removed)
@@ -236,12 +245,21 @@ class _Graph:
             self.shapes, [segment for group in self.groups for segment in group.segments]
         )
 
-    def selection(self, budget: Budget, scope: Scope, round_to: int) -> Selection:
+    def selection(
+        self, budget: Budget, scope: Scope, round_to: int, trade: Trade | None
+    ) -> Selection:
         """Start to choose channels; this is the dense network's graph."""
         if not self.groups:
             raise UnsupportedModelError("No channel can be removed. " + " ".join(self.notes))
         same_ratio = scope == "uniform"
-        return Selection(self.groups, self.widths, budget, same_ratio=same_ratio, round_to=round_to)
+        return Selection(
+            self.groups,
+            self.widths,
+            budget,
+            same_ratio=same_ratio,
+            round_to=round_to,
+            trade=trade,
+        )
 
     def remove(self, channels: Mapping[str, Indices]) -> None:
         """Cut channels out of groups, given by root, and check that nothing else changed.

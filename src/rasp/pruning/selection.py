@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from rasp.errors import ConfigError
-from rasp.pruning.allocation import Budget, Widths, ranked, uniform
+from rasp.pruning.allocation import Budget, Widths, greedy, ranked, uniform
 from rasp.pruning.plan import PruningStep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from rasp.nvdla.shapes import ConvShape
     from rasp.pruning.groups import Group, Indices
     from rasp.pruning.importance import CalibrationBatch, Importance
+
+
+class Trade(NamedTuple):
+    """How layer widths trade importance for failures.
+
+    Attributes:
+        failures: predicted failures per inference of layers of these shapes.
+        lam: weight of the failures; 0 is the plain ranking of all channels.
+    """
+
+    failures: Callable[[Sequence[ConvShape]], float]
+    lam: float = 1.0
 
 
 class Selection:
@@ -37,10 +49,11 @@ class Selection:
         *,
         same_ratio: bool,
         round_to: int,
+        trade: Trade | None = None,
     ) -> None:
         """Take the dense network's groups; ``same_ratio`` fixes all widths at once."""
         self.shapes: tuple[ConvShape, ...] = widths.shapes
-        self._budget, self._round_to = budget, round_to
+        self._budget, self._round_to, self._trade = budget, round_to, trade
         self._width = {group.root: group.width for group in groups}
         self._alive = {group.root: np.arange(group.width) for group in groups}
         full = widths.full
@@ -52,14 +65,23 @@ class Selection:
             self._ends = dict(zip(widths.keys, ends.tolist(), strict=True))
 
     def kept(
-        self, widths: Widths, scores: Mapping[str, NDArray[np.float64]], step: int, steps: int
+        self,
+        widths: Widths,
+        scores: Mapping[str, NDArray[np.float64]],
+        importance: Mapping[str, NDArray[np.float64]],
+        step: int,
+        steps: int,
     ) -> Indices:
         """Channels each segment keeps after this step of all ``steps``."""
         if self._ends is not None:
             ends = [(self._full[key], self._ends[key]) for key in widths.keys]
             return np.array([full - (full - end) * step // steps for full, end in ends])
         share = self._budget.at(step / steps)
-        return ranked(widths, share, scores, dense=self._dense, round_to=self._round_to)
+        size = {"dense": self._dense, "round_to": self._round_to}
+        if self._trade is None:
+            return ranked(widths, share, scores, **size)
+        failures, lam = self._trade
+        return greedy(widths, share, scores, importance, failures, lam=lam, **size)
 
     def record(self, removed: Mapping[str, Indices]) -> None:
         """Take note of channels removed, given in the numbering they had when they went."""

@@ -31,6 +31,7 @@ class QuantizationRecord(BaseModel):
     Attributes:
         observer: name of the observer that chose the scales.
         images: number of calibration images.
+        upset_rate: probability of a bit flip in a value that the observer allowed for.
         scales: real value of one step of every node's output.
     """
 
@@ -38,11 +39,17 @@ class QuantizationRecord(BaseModel):
 
     observer: str
     images: int = Field(ge=1)
+    upset_rate: float = Field(default=0.0, ge=0, le=1)
     scales: dict[str, float]
 
 
 def quantize(
-    network: Network, images: Tensor, *, observer: str = "mse", progress: Progress = silent
+    network: Network,
+    images: Tensor,
+    *,
+    observer: str = "mse",
+    upset_rate: float = 0.0,
+    progress: Progress = silent,
 ) -> tuple[Network, QuantizationRecord]:
     """Quantise an fp32 network to INT8 with scales from calibration images.
 
@@ -53,15 +60,20 @@ def quantize(
         network: the lowered network in fp32.
         images: normalised training images ``(N, C, H, W)``.
         observer: ``"minmax"``, ``"percentile"`` (99.99) or ``"mse"``.
+        upset_rate: probability of a bit flip in a value that ``"mse"`` weighs against rounding and
+            clipping: the greater, the smaller the scales and what a flip can do.
         progress: hears about batches.
 
     Returns:
         The INT8 network and the record :func:`apply` rebuilds it from.
 
     Raises:
-        ConfigError: no images, images that are not finite, or a network that is not fp32.
+        ConfigError: no images, images that are not finite, a network that is not fp32, or a rate
+            that is no probability or that the observer does not weigh.
     """
     choose = observer_named(observer)
+    if not 0 <= upset_rate <= 1:
+        raise ConfigError(f"The upset rate must lie from 0 to 1, got {upset_rate}.")
     if network.format != "fp32":
         raise ConfigError(f"Only an fp32 network can be quantised, got {network.format}.")
     if not len(images):
@@ -70,11 +82,13 @@ def quantize(
         raise ConfigError("The calibration images hold NaN or infinite values.")
     groups = scale_groups(network)
     histograms = _histograms(network, images, groups, progress)
-    thresholds = {root: choose(histogram) for root, histogram in histograms.items()}
+    thresholds = {root: choose(histogram, upset_rate) for root, histogram in histograms.items()}
     last = groups[network.output]
     thresholds[last] = histograms[last].peak
     scales = {node.name: thresholds[groups[node.name]] / HIGH for node in network.nodes}
-    record = QuantizationRecord(observer=observer, images=len(images), scales=scales)
+    record = QuantizationRecord(
+        observer=observer, images=len(images), upset_rate=upset_rate, scales=scales
+    )
     return apply(network, record), record
 
 

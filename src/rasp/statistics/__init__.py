@@ -5,7 +5,7 @@ that were run, and ``n_effective``, the independent trials they are worth.
 """
 
 from rasp.statistics.intervals import clopper_pearson, ratio, sample_size, stratified, wilson
-from rasp.statistics.paired import difference, paired_ratio
+from rasp.statistics.paired import difference, paired_difference, paired_ratio
 from rasp.statistics.rate import Difference, Rate, Ratio, spaced
 from rasp.statistics.weighted import clustered_rate, horvitz_thompson, weighted_rate
 
@@ -17,6 +17,7 @@ __all__ = [
     "clustered_rate",
     "difference",
     "horvitz_thompson",
+    "paired_difference",
     "paired_ratio",
     "ratio",
     "sample_size",

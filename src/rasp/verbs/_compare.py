@@ -84,12 +84,19 @@ def compare(inputs: Sequence[str | Path], *, outcome: str = "sdc1") -> Compariso
                 update={
                     "per_fault": against.per_fault,
                     "per_inference": against.per_inference,
-                    "accuracy_difference": difference(arm.accuracy, found[0].accuracy),
+                    "accuracy_difference": _accuracy(found[0], arm, against.accuracy),
                     "common_answers": against.common,
                 }
             )
         networks.append(entry)
     return Comparisons(outcome=outcome, networks=tuple(networks), verdict=_verdict(networks))
+
+
+def _accuracy(first: arms.Arm, arm: arms.Arm, paired: Difference) -> Difference:
+    """Difference of top-1, paired by image where the campaign knows every image's answer."""
+    if arm.images == arm.accuracy.n == first.accuracy.n:
+        return paired
+    return difference(arm.accuracy, first.accuracy)
 
 
 def _verdict(networks: Sequence[Compared]) -> str:

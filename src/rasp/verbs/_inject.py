@@ -42,6 +42,7 @@ def inject(
     format: str | None = None,  # noqa: A002
     trials: int = 10_000,
     images: int = 200,
+    split: str = "test",
     faults: str = "fidelity",
     fault_models: Mapping[str, float] | None = None,
     layers: Sequence[str] | None = None,
@@ -71,7 +72,8 @@ def inject(
         model: checkpoint directory or name.
         format: ``fp32``, ``fp16`` or ``int8``; ``int8`` for a quantised checkpoint, else ``fp32``.
         trials: faults to inject, the most of them with a ``margin``.
-        images: test images they are injected in.
+        images: images they are injected in, at most all of the split.
+        split: ``test``, or ``validation`` for what is to be chosen.
         faults: population that faults are drawn from: ``fidelity``, ``nvdla`` (every datapath
             flip-flop of the accelerator) or ``memory`` (its convolution buffer).
         fault_models: weight of each fault model, instead of ``faults``.
@@ -125,9 +127,9 @@ def inject(
         trust_factory=trust_factory,
         progress=progress,
     )
-    split = loaded.dataset.test.take(images, seed)
+    chosen = loaded.dataset.split(split).take(images, seed)
     network = loading.network_of(loaded, format or loaded.own_format, calibration=calibration)
-    tensors = loaded.dataset.tensor(split)
+    tensors = loaded.dataset.tensor(chosen)
     spec = runner.specify(
         network,
         tensors,
@@ -136,6 +138,7 @@ def inject(
         data=loaded.dataset.name,
         fault_models=fault_models or mix(faults, hardware),
         trials=trials,
+        split=split,
         layer_weights=shares,
         layers=layers,
         seed=seed,
@@ -150,7 +153,7 @@ def inject(
         result = runner.inject(
             network,
             tensors,
-            torch.from_numpy(split.labels),
+            torch.from_numpy(chosen.labels),
             hardware,
             spec,
             target / STORE,
@@ -168,6 +171,7 @@ def inject(
         format=network.format,
         trials=trials,
         images=images,
+        split=None if split == "test" else split,
         fault_model=[f"{key}={value:g}" for key, value in (fault_models or {}).items()],
         faults=None if fault_models else faults,
         layer=list(layers or ()),
@@ -183,8 +187,8 @@ def inject(
     )
     arm = Arm(
         name=label,
-        accuracy=accuracy(network, loaded, "test"),
-        accuracy_split="test",
+        accuracy=accuracy(network, loaded, split),
+        accuracy_split=split,
         command=line,
         provenance=provenance.collect({"verb": "inject", "spec": spec.digest()}),
         **_facts(loaded, network, hardware, result),

@@ -11,19 +11,21 @@ from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
 from rasp.statistics import Rate
 from rasp.verbs._harden import measured_anew
+from rasp.verbs._inject import check_faults
 from rasp.verbs._shared import Result, accuracy, check_run, named, threads_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from rasp.checkpoint import Checkpoint
     from rasp.loading import Loaded
     from rasp.pruning.allocation import Budget
     from rasp.pruning.importance import Importance
+    from rasp.pruning.selection import Trade
 
-SCOPES = ("uniform", "global")
+SCOPES = ("uniform", "global", "failures")
 FINE_TUNING_RATE = 0.5
 """Highest learning rate of fine-tuning as a part of the training recipe's."""
 FINE_TUNING_EPOCHS = 3
@@ -57,7 +59,9 @@ def prune(
     round_to: int = 1,
     iterations: int = 1,
     epochs: int | None = None,
+    upsets: float = 0.0,
     lam: float = 0.5,
+    faults: str = "fidelity",
     format: str = "int8",  # noqa: A002
     accelerator: str | Path = "nv_small",
     data: str | None = None,
@@ -82,11 +86,15 @@ def prune(
         channels: share of the channels to remove, in (0, 1).
         macs: share of the MACs to keep, in (0, 1).
         cycles: share of the accelerator's cycles to keep, in (0, 1).
-        scope: ``uniform`` (one ratio for every group) or ``global``.
+        scope: ``uniform`` (one ratio for every group), ``global`` (one ranking of all channels) or
+            ``failures`` (Taylor importance against predicted failures per inference).
         round_to: widths are multiples of it.
         iterations: steps to the budget, each fine-tuned.
         epochs: fine-tuning after every step, 0 for none; a third of the recipe's by default.
-        lam: weight of the vulnerability in the criterion ``reliability``.
+        upsets: bit flips an image and layer while it is fine-tuned, see :mod:`rasp.upsets`.
+        lam: weight of the vulnerability in the criterion ``reliability``, and of the failures in
+            the scope ``failures``.
+        faults: population that failures are predicted for, as in :func:`rasp.verbs.inject`.
         format: number format the network is meant for: ``reliability`` weighs its bit flips,
             ``cycles`` are counted in it.
         accelerator: configuration that cycles are counted on.
@@ -101,6 +109,7 @@ def prune(
         progress: hears about steps and epochs.
     """
     check_run(seed, device)
+    check_faults(faults, None)
     importance = _importance(criterion, lam, format)
     if scope not in SCOPES:
         raise unknown_name("scope", scope, SCOPES)
@@ -111,6 +120,8 @@ def prune(
     ):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
+    if not 0 <= upsets < float("inf"):
+        raise ConfigError(f"--upsets must be 0 or more an image and layer, got {upsets}.")
     budget = _budget(channels, macs, cycles, accelerator, format)
     loaded = loading.open_model(
         model,
@@ -138,6 +149,8 @@ def prune(
         "round_to": round_to,
         "iterations": iterations,
         "epochs": _default_epochs(loaded) if epochs is None else epochs,
+        "upsets": upsets,
+        "faults": faults,
         "calibration": calibration,
         "seed": seed,
     }
@@ -191,7 +204,12 @@ def _prune(
         training.fit(
             model,
             loaded.dataset,
-            replace(config, epochs=epochs, lr=config.lr * FINE_TUNING_RATE),
+            replace(
+                config,
+                epochs=epochs,
+                lr=config.lr * FINE_TUNING_RATE,
+                upsets=arguments["upsets"],
+            ),
             device=device,
             checkpoint_dir=target / runs.TRAINING / f"step-{step}",
             progress=named(progress, f"{label}, fine-tune {step}/{arguments['iterations']}"),
@@ -208,6 +226,7 @@ def _prune(
             budget=budget,
             calibration=CalibrationBatch(images, torch.from_numpy(sample.labels)),
             scope=arguments["scope"],
+            trade=_trade(loaded, images, arguments, named(progress, f"{label}, predict failures")),
             round_to=arguments["round_to"],
             iterations=arguments["iterations"],
             fine_tune=repair,
@@ -225,6 +244,26 @@ def _prune(
         "validation": asdict(accuracy(result.model, pruned, "validation")),
     }
     return runs.save(target, pruned, arguments, metrics)
+
+
+def _trade(
+    loaded: Loaded, images: Tensor, arguments: Mapping[str, Any], progress: Progress
+) -> Trade | None:
+    if arguments["scope"] != "failures":
+        return None
+    from rasp.nvdla import config
+    from rasp.pruning.injection import predicted_failures
+    from rasp.pruning.selection import Trade
+
+    predicted = predicted_failures(
+        loading.network_of(loaded, arguments["format"], calibration=arguments["calibration"]),
+        config.load(arguments["accelerator"]),
+        images,
+        faults=arguments["faults"],
+        seed=arguments["seed"],
+        progress=progress,
+    )
+    return Trade(predicted, arguments["lam"])
 
 
 def _importance(criterion: str, lam: float, number_format: str) -> Importance:

@@ -23,6 +23,7 @@ def quantize(
     model: str | Path,
     *,
     observer: str = "mse",
+    upset_rate: float = 0.0,
     calibration: int = loading.CALIBRATION_IMAGES,
     data: str | None = None,
     weights: str | Path | None = None,
@@ -37,6 +38,8 @@ def quantize(
     Args:
         model: checkpoint directory or name.
         observer: ``mse``, ``minmax`` or ``percentile``.
+        upset_rate: probability of a bit flip in a value that ``mse`` weighs against rounding and
+            clipping; above 0 values saturate earlier and a flip does less.
         calibration: training images scales are fitted on.
         data: data set; a checkpoint knows its own.
         weights: weight file for a name.
@@ -66,6 +69,7 @@ def quantize(
         "source": loaded.identity,
         "data": loaded.dataset.name,
         "observer": observer,
+        "upset_rate": upset_rate,
         "calibration": len(sample),
         "seed": seed,
     }
@@ -77,6 +81,7 @@ def quantize(
             plain,
             loaded.dataset.tensor(sample),
             observer=observer,
+            upset_rate=upset_rate,
             progress=named(progress, f"calibrate {loaded.name}"),
         )
         metrics = {
