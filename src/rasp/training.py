@@ -51,7 +51,7 @@ class TrainingConfig:
         precision: ``bf16`` computes convolutions and products in bfloat16, ``auto`` does where
             this machine is faster at it.
         augment: change training images as the data set allows.
-        upsets: bit flips an image and layer in the results of layers, see :mod:`rasp.upsets`.
+        upset_rate: share of the layers' results that bit flips strike, see :mod:`rasp.upsets`.
 
     Raises:
         ConfigError: a value out of range.
@@ -67,7 +67,7 @@ class TrainingConfig:
     seed: int = 0
     precision: Precision = "auto"
     augment: bool = True
-    upsets: float = 0.0
+    upset_rate: float = 0.0
 
     def __post_init__(self) -> None:
         ranges = {
@@ -78,7 +78,7 @@ class TrainingConfig:
             "weight_decay": (0 <= self.weight_decay < 1, "from 0 to below 1"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
-            "upsets": (0 <= self.upsets < float("inf"), "0 or more"),
+            "upset_rate": (0 <= self.upset_rate <= 1, "from 0 to 1"),
             "seed": (0 <= self.seed < 2**63, "a non-negative integer below 2**63"),
             "precision": (
                 self.precision in get_args(Precision),
@@ -183,7 +183,7 @@ def fit(
         loss = torch.zeros((), device=device)
         with (
             _seeded(config.seed, epoch, device),
-            upset(model, dataset.normalise(images[:2]), config.upsets),
+            upset(model, dataset.normalise(images[:2]), config.upset_rate),
         ):
             for step, index in enumerate(_batches(len(images), epoch, config), epoch * per_epoch):
                 for group in optimizer.param_groups:

@@ -30,17 +30,18 @@ def upset(model: nn.Module, images: Tensor, rate: float) -> Iterator[None]:
 
     A result is what a layer's batch-norm gives, or the layer itself where none follows. An upset
     adds or takes ``2**b`` of the 127 steps up to the batch's largest magnitude, ``b`` uniform over
-    0 to 7: an int8 bit flip. Draws come from torch's generator of the CPU.
+    0 to 7: an int8 bit flip. Real ones are rare and alone; many at once teach in a few epochs.
+    Draws come from torch's generator of the CPU.
 
     Args:
         model: gives logits for images.
         images: ``(N, C, H, W)``, to see which layers a batch-norm follows.
-        rate: upsets an image and layer; 0 is none.
+        rate: share of the values of a result that are struck; 0 is none.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> images = torch.rand(8, 1, 2, 2)
-        >>> with upset(model, images, rate=2):
+        >>> with upset(model, images, rate=0.5):
         ...     struck = model(images)
         >>> bool((struck == model(images)).all())
         False
@@ -89,7 +90,7 @@ class _Strike:
         del inputs
         if not module.training:
             return None
-        count = round(self.rate * len(output))
+        count = round(self.rate * output.numel())
         index = tuple(torch.randint(size, (count,)).to(output.device) for size in output.shape)
         bit = torch.randint(_BITS, (count,))
         sign = 1 - 2 * torch.randint(2, (count,))

@@ -103,9 +103,9 @@ def test_each_seed_chose_on_validation_images(home, summary):
         record = json.loads((scaled / "model.json").read_text())["quantization"]
         assert record["upset_rate"] == rate
         assert (scaled / "int8-test" / "summary.json").is_file()
-        lam, upsets = choice["arms"]["ours"]
+        lam, upset_rate = choice["arms"]["ours"]
         assert (folder / f"50/ours-lambda-{lam:g}" / "fp32-test" / "summary.json").is_file()
-        assert upsets == 0
+        assert upset_rate == 0
 
 
 def test_ratios_are_of_sums_over_the_seeds(home, summary):

@@ -44,7 +44,9 @@ def test_directories_name_what_was_chosen_and_nothing_else(tmp_path):
     plan = read(tmp_path)
     assert directory_of(0.5, plan.arm("magnitude"), 0.5, 0.0) == "50/magnitude"
     assert directory_of(0.25, plan.arm("ours"), 0.25, 0.0) == "25/ours-lambda-0.25"
-    assert directory_of(0.5, plan.arm("placebo"), 0.25, 4.0) == "50/placebo-lambda-0.25-upsets-4"
+    assert (
+        directory_of(0.5, plan.arm("placebo"), 0.25, 0.01) == "50/placebo-lambda-0.25-upsets-0.01"
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,16 @@ def results(model, rate):
 def test_results_of_all_layers_but_the_last_are_struck_behind_their_batch_norm():
     model = net().train()
     calm = results(model, 0.0)
-    struck = results(model, 3.0)
+    struck = results(model, 0.02)
     changed = {name: int((struck[name] != calm[name]).sum()) for name in calm}
     assert changed["0"] == 0
-    assert 0 < changed["1"] <= 3 * len(IMAGES)
+    assert 0 < changed["1"] <= 0.02 * calm["1"].numel() + 1
     assert not torch.equal(struck["3.bn1"], calm["3.bn1"])
 
 
 def test_an_upset_is_a_power_of_two_of_the_127_steps_either_way():
     model = net().train()
-    with upset(model, IMAGES[:2], 1.0):
+    with upset(model, IMAGES[:2], 1 / 144):
         hook = next(iter(model[1]._forward_hooks.values()))
     output = torch.randn(4000, 4, 6, 6)
     change = (hook(model[1], (), output) - output)[:, :, :, :]
@@ -63,7 +63,7 @@ def test_an_upset_is_a_power_of_two_of_the_127_steps_either_way():
 def test_nothing_is_struck_in_evaluation_mode_or_afterwards():
     model = net().eval()
     calm = model(IMAGES)
-    with upset(model, IMAGES[:2], 50.0):
+    with upset(model, IMAGES[:2], 0.5):
         assert torch.equal(model(IMAGES), calm)
     assert torch.equal(model(IMAGES), calm)
     assert not any(module._forward_hooks for module in model.modules())
@@ -73,7 +73,7 @@ def test_looking_at_the_layers_leaves_modes_and_statistics_alone():
     model = net().train()
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with upset(model, IMAGES[:2], 1.0):
+    with upset(model, IMAGES[:2], 0.1):
         pass
     assert model.training
     assert not model[1].training
@@ -82,12 +82,12 @@ def test_looking_at_the_layers_leaves_modes_and_statistics_alone():
 
 def test_gradients_pass_through_an_upset():
     model = net().train()
-    with upset(model, IMAGES[:2], 5.0):
+    with upset(model, IMAGES[:2], 0.05):
         model(IMAGES).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("rate", [0.0, 2.0])
+@pytest.mark.parametrize("rate", [0.0, 0.02])
 def test_the_generator_decides_the_upsets(rate):
     model = net().train()
     first, second = results(model, rate), results(model, rate)

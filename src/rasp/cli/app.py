@@ -196,8 +196,8 @@ def prune(
         int | None,
         typer.Option(help="Fine-tuning after every step, 0 for none; a third of training's."),
     ] = None,
-    upsets: Annotated[
-        float, typer.Option(help="Bit flips an image and layer while it is fine-tuned.")
+    upset_rate: Annotated[
+        float, typer.Option(help="Share of results that bit flips strike in fine-tuning.")
     ] = 0.0,
     lam: Annotated[
         float,
@@ -234,7 +234,7 @@ def prune(
             round_to=round_to,
             iterations=iterations,
             epochs=epochs,
-            upsets=upsets,
+            upset_rate=upset_rate,
             lam=lam,
             faults=faults,
             format=format,

@@ -31,7 +31,7 @@ class ArmPlan(_Frozen):
         scope: how widths are chosen, see :func:`rasp.verbs.prune`.
         format: number format the criterion and the widths are meant for.
         lam: weight of vulnerability or failures; of several one is chosen on validation images.
-        upsets: bit flips in fine-tuning, likewise.
+        upset_rate: share of results that bit flips strike in fine-tuning, likewise.
         like: arm whose choice is taken instead of an own one.
     """
 
@@ -40,13 +40,13 @@ class ArmPlan(_Frozen):
     scope: Literal["uniform", "global", "failures"] = "uniform"
     format: Format = "int8"
     lam: Candidates = (0.5,)
-    upsets: Candidates = (0.0,)
+    upset_rate: Rates = (0.0,)
     like: Name | None = None
 
     @property
     def candidates(self) -> tuple[tuple[float, float], ...]:
-        """Pairs of lambda and upsets to choose from."""
-        return tuple((lam, upsets) for lam in self.lam for upsets in self.upsets)
+        """Pairs of lambda and upset rate to choose from."""
+        return tuple((lam, rate) for lam in self.lam for rate in self.upset_rate)
 
 
 class CampaignPlan(_Frozen):

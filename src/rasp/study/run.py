@@ -176,8 +176,8 @@ class _Replica:
         )
         return place
 
-    def _pruned(self, arm: ArmPlan, budget: float, lam: float, upsets: float) -> Path:
-        place = self.folder / directory_of(budget, arm, lam, upsets)
+    def _pruned(self, arm: ArmPlan, budget: float, lam: float, upset_rate: float) -> Path:
+        place = self.folder / directory_of(budget, arm, lam, upset_rate)
         verbs.prune(
             self.folder / "dense",
             criterion=arm.criterion,
@@ -186,7 +186,7 @@ class _Replica:
             scope=arm.scope,
             round_to=self.plan.round_to,
             epochs=self.plan.fine_tuning,
-            upsets=upsets,
+            upset_rate=upset_rate,
             lam=lam,
             faults=self.plan.campaign.faults.get(arm.format, "fidelity"),
             format=arm.format,
@@ -255,7 +255,7 @@ class _Replica:
         return self._least(self.plan.upset_rates, measured, "int8")
 
     def _candidate(self, arm: ArmPlan) -> tuple[float, float]:
-        """Lambda and upsets of an arm with the fewest failures."""
+        """Lambda and upset rate of an arm with the fewest failures."""
 
         def measured(option: tuple[float, float]) -> Arm:
             net = self._pruned(arm, self.plan.budgets[0], *option)

@@ -34,7 +34,7 @@ class Choice(_Frozen):
         seed: the seed.
         restriction: mode and scope of the bounds.
         upset_rate: what the INT8 scales of restricted networks allow for.
-        arms: lambda and upsets of each arm.
+        arms: lambda and upset rate of each arm.
     """
 
     seed: int
@@ -127,11 +127,14 @@ class Summary(_Frozen):
         return self.model_dump_json(indent=1) + "\n"
 
 
-def directory_of(budget: float, arm: ArmPlan, lam: float, upsets: float) -> str:
+def directory_of(budget: float, arm: ArmPlan, lam: float, upset_rate: float) -> str:
     """Place of a pruned network in its seed's directory: budget, arm and what was chosen."""
     choices = [
         f"{name}-{value:g}"
-        for name, value, options in (("lambda", lam, arm.lam), ("upsets", upsets, arm.upsets))
+        for name, value, options in (
+            ("lambda", lam, arm.lam),
+            ("upsets", upset_rate, arm.upset_rate),
+        )
         if len(options) > 1 or arm.like
     ]
     return f"{100 * budget:g}/" + "-".join([arm.name.replace(" ", "-"), *choices])

@@ -59,7 +59,7 @@ def prune(
     round_to: int = 1,
     iterations: int = 1,
     epochs: int | None = None,
-    upsets: float = 0.0,
+    upset_rate: float = 0.0,
     lam: float = 0.5,
     faults: str = "fidelity",
     format: str = "int8",  # noqa: A002
@@ -91,7 +91,8 @@ def prune(
         round_to: widths are multiples of it.
         iterations: steps to the budget, each fine-tuned.
         epochs: fine-tuning after every step, 0 for none; a third of the recipe's by default.
-        upsets: bit flips an image and layer while it is fine-tuned, see :mod:`rasp.upsets`.
+        upset_rate: share of all results that bit flips strike while it is fine-tuned, see
+            :mod:`rasp.upsets`.
         lam: weight of the vulnerability in the criterion ``reliability``, and of the failures in
             the scope ``failures``.
         faults: population that failures are predicted for, as in :func:`rasp.verbs.inject`.
@@ -120,8 +121,8 @@ def prune(
     ):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
-    if not 0 <= upsets < float("inf"):
-        raise ConfigError(f"--upsets must be 0 or more an image and layer, got {upsets}.")
+    if not 0 <= upset_rate <= 1:
+        raise ConfigError(f"--upset-rate must lie from 0 to 1, got {upset_rate:g}.")
     budget = _budget(channels, macs, cycles, accelerator, format)
     loaded = loading.open_model(
         model,
@@ -149,7 +150,7 @@ def prune(
         "round_to": round_to,
         "iterations": iterations,
         "epochs": _default_epochs(loaded) if epochs is None else epochs,
-        "upsets": upsets,
+        "upset_rate": upset_rate,
         "faults": faults,
         "calibration": calibration,
         "seed": seed,
@@ -208,7 +209,7 @@ def _prune(
                 config,
                 epochs=epochs,
                 lr=config.lr * FINE_TUNING_RATE,
-                upsets=arguments["upsets"],
+                upset_rate=arguments["upset_rate"],
             ),
             device=device,
             checkpoint_dir=target / runs.TRAINING / f"step-{step}",
