@@ -147,6 +147,32 @@ def test_networks_are_compared_on_the_same_images(home, dense, pruned):
     assert found["verdict"] in shown.stdout.replace("\n", " ")
 
 
+def test_widths_are_traded_for_failures(home, dense):
+    options = ("--criterion", "reliability", "--macs", "0.5", "--epochs", "0", "--faults", "nvdla")
+    prune = ("prune", "--model", dense, *options, "--scope", "failures")
+    even = rasp(*prune, "--lambda", "1", "--out", home / "traded")
+    plain = rasp(*prune, "--lambda", "0", "--out", home / "ranked")
+    taylor = rasp(
+        *("prune", "--model", dense, "--criterion", "taylor", "--macs", "0.5", "--epochs", "0"),
+        *("--scope", "global", "--out", home / "taylor"),
+    )
+    assert plain["widths"] == taylor["widths"]
+    states = [checkpoint.read(home / name).state for name in ("ranked", "taylor")]
+    assert all(states[0][key].equal(states[1][key]) for key in states[0])
+    assert even["macs"] <= even["dense_macs"] / 2
+    assert even["widths"] != plain["widths"]
+
+
+def test_images_of_the_validation_split_are_injected_for_choices(home, dense):
+    found = rasp(
+        *("inject", "--model", dense, "--trials", "300", "--images", "40"),
+        *("--split", "validation", "--out", home / "choice"),
+    )
+    assert found["arm"]["accuracy_split"] == "validation"
+    assert found["arm"]["spec"]["split"] == "validation"
+    assert "--split validation" in found["arm"]["command"]
+
+
 def test_campaigns_that_differ_in_more_than_the_network_are_not_compared(home, dense):
     runs = []
     for images, seed in ((40, 0), (30, 0), (40, 1)):

@@ -251,3 +251,42 @@ def test_what_cannot_be_measured_is_refused(network, images):
     ):
         with pytest.raises(ConfigError, match=words):
             call()
+
+
+def test_bounds_that_allow_for_upsets_have_the_least_error_with_them(network, images):
+    """Against values clipped at every bound, of which a share ends on the bound."""
+    span = measure(network, images)
+    tight = measure(network, images, upset_rate=0.001)
+
+    assert tight.upset_rate == 0.001
+    name = max(span.high, key=lambda name: span.high[name][0] - tight.high[name][0])
+    values = network.trace(images)[name].abs().flatten().double()
+    values = values[values > 0]
+
+    def error(bound):
+        return float((values - values.clamp(max=bound)).square().mean()) + 0.001 * bound**2
+
+    [found] = tight.high[name]
+    assert found < 0.95 * span.high[name][0]
+    bounds = torch.linspace(0.1, 1, 91) * span.high[name][0]
+    assert error(found) < 1.02 * min(error(bound) for bound in bounds.tolist())
+
+
+def test_bounds_that_allow_for_upsets_lie_within_the_span(network, images):
+    span, tight = measure(network, images), measure(network, images, upset_rate=0.01)
+    for name in span.high:
+        assert span.low[name][0] <= tight.low[name][0] <= tight.high[name][0] <= span.high[name][0]
+    assert sum(tight.high[name][0] < span.high[name][0] for name in span.high) > 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "words"),
+    [
+        (("clip", "layer"), 1.5, "from 0 to 1"),
+        (("zero", "layer"), 0.1, "'zero' per layer"),
+        (("clip", "channel"), 0.1, "'clip' per channel"),
+    ],
+)
+def test_upset_rates_that_no_bound_allows_for_are_refused(network, images, kind, rate, words):
+    with pytest.raises(ConfigError, match=words):
+        measure(network, images, mode=kind[0], scope=kind[1], upset_rate=rate)

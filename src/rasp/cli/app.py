@@ -319,6 +319,10 @@ def harden(
     model: Model,
     mode: Annotated[str, typer.Option(help="clip, or zero for what is outside.")] = "clip",
     scope: Annotated[str, typer.Option(help="Bounds of a layer or of each channel.")] = "layer",
+    upset_rate: Annotated[
+        float,
+        typer.Option(help="Share of values that upsets throw onto a clip's bound: tighter bounds."),
+    ] = 0.0,
     weights: Weights = None,
     data: Data = None,
     calibration: Annotated[
@@ -338,6 +342,7 @@ def harden(
             model,
             mode=mode,
             scope=scope,
+            upset_rate=upset_rate,
             weights=weights,
             data=data,
             calibration=calibration,

@@ -5,6 +5,10 @@ the lowered network, so that pruning and fine-tuning only mean measuring them ag
 cost no cycle: the SDP has a minimum and a maximum on the way of every result. In INT8 the output
 converter saturates in the same place.
 
+A clip leaves the bound itself in place of a wild value, so tighter bounds leave less. How much
+tighter is learned from the values: the least squared error of what is clipped of right ones and of
+upsets that end on the bound.
+
 Source:
     Z. Chen, G. Li, K. Pattabiraman, "A Low-cost Fault Corrector for Deep Neural Networks through
     Range Restriction" (Ranger), DSN 2021.
@@ -13,7 +17,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,6 +26,10 @@ from torch import Tensor
 from rasp.errors import ConfigError, unknown_name
 from rasp.network.graph import Activation, Add, Bound, Conv, Network, Node, Scale
 from rasp.progress import Progress, silent
+from rasp.quantization.observers import BINS, Histogram, clipping
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _BATCH = 64
 _SLACK = 1 / 64  # of the span: other formats round, other images go a little further
@@ -36,6 +44,7 @@ class HardeningRecord(BaseModel):
         mode: what becomes of a value outside: ``"clip"`` the nearest bound, ``"zero"`` 0.
         scope: bounds of a ``"layer"`` or of each ``"channel"``.
         images: number of images they were measured on.
+        upset_rate: share of values on the bound that they were made tight for, 0 for the span.
         low, high: of each node one value or one a channel.
     """
 
@@ -44,6 +53,7 @@ class HardeningRecord(BaseModel):
     mode: Literal["clip", "zero"]
     scope: Literal["layer", "channel"]
     images: int = Field(ge=1)
+    upset_rate: float = Field(default=0.0, ge=0, le=1)
     low: dict[str, list[float]]
     high: dict[str, list[float]]
 
@@ -68,6 +78,7 @@ def measure(
     *,
     mode: str = "clip",
     scope: str = "layer",
+    upset_rate: float = 0.0,
     progress: Progress = silent,
 ) -> HardeningRecord:
     """Bounds of every result of the SDP but the logits, which two classes may share at a bound.
@@ -79,11 +90,13 @@ def measure(
         images: normalised training images ``(N, C, H, W)``.
         mode: ``"clip"`` or ``"zero"``.
         scope: ``"layer"`` or ``"channel"``.
+        upset_rate: share of values that upsets are expected to throw onto the bound; above 0 the
+            bounds of layers that clip are tighter than the span.
         progress: hears about batches.
 
     Raises:
         ConfigError: no images, images that are not finite, a network that is not fp32, or a name
-            that is not allowed.
+            or a rate that is not allowed.
 
     Example:
         >>> from torch import nn
@@ -94,16 +107,7 @@ def measure(
         >>> list(measure(network, images).high)
         ['0']
     """
-    if mode not in MODES:
-        raise unknown_name("hardening mode", mode, MODES)
-    if scope not in SCOPES:
-        raise unknown_name("hardening scope", scope, SCOPES)
-    if network.format != "fp32":
-        raise ConfigError(f"Bounds are measured on an fp32 network, got {network.format}.")
-    if not len(images):
-        raise ConfigError("Bounds need at least one training image, got none.")
-    if not bool(torch.isfinite(images).all()):
-        raise ConfigError("The images that bounds are measured on hold NaN or infinite values.")
+    _check(network, images, mode, scope, upset_rate)
     ends: dict[str, tuple[Tensor, Tensor]] = {}
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
@@ -117,13 +121,53 @@ def measure(
     slack = {name: _SLACK * (high - low) for name, (low, high) in ends.items()}
     lows = {name: low - slack[name] * (low != 0) for name, (low, _) in ends.items()}
     highs = {name: high + slack[name] * (high != 0) for name, (_, high) in ends.items()}
+    if upset_rate:
+        reach = {name: float(torch.maximum(-lows[name], highs[name])) for name in ends}
+        tight = _tight(network, images, reach, upset_rate)
+        lows = {name: low.clamp(min=-tight[name]) for name, low in lows.items()}
+        highs = {name: high.clamp(max=tight[name]) for name, high in highs.items()}
     return HardeningRecord(
         mode=mode,
         scope=scope,
         images=len(images),
+        upset_rate=upset_rate,
         low={name: low.tolist() for name, low in lows.items()},
         high={name: high.tolist() for name, high in highs.items()},
     )
+
+
+def _check(network: Network, images: Tensor, mode: str, scope: str, upset_rate: float) -> None:
+    if mode not in MODES:
+        raise unknown_name("hardening mode", mode, MODES)
+    if scope not in SCOPES:
+        raise unknown_name("hardening scope", scope, SCOPES)
+    if network.format != "fp32":
+        raise ConfigError(f"Bounds are measured on an fp32 network, got {network.format}.")
+    if not len(images):
+        raise ConfigError("Bounds need at least one training image, got none.")
+    if not bool(torch.isfinite(images).all()):
+        raise ConfigError("The images that bounds are measured on hold NaN or infinite values.")
+    if not 0 <= upset_rate <= 1:
+        raise ConfigError(f"The upset rate must lie from 0 to 1, got {upset_rate}.")
+    if upset_rate and (mode, scope) != ("clip", "layer"):
+        raise ConfigError(
+            f"Only bounds of layers that clip can allow for upsets, got '{mode}' per {scope}."
+        )
+
+
+def _tight(
+    network: Network, images: Tensor, reach: Mapping[str, float], upset_rate: float
+) -> dict[str, float]:
+    """Largest magnitude of each node that leaves the least error."""
+    counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in reach}
+    for start in range(0, len(images), _BATCH):
+        with torch.inference_mode():
+            for node, values in network.walk(images[start : start + _BATCH]):
+                if node.name in counts and reach[node.name] > 0:
+                    found = values.abs().flatten()
+                    found = found[found > 0]
+                    counts[node.name] += torch.histc(found, BINS, 0.0, reach[node.name]).double()
+    return {name: clipping(Histogram(counts[name], reach[name]), upset_rate) for name in reach}
 
 
 def harden(network: Network, record: HardeningRecord) -> Network:

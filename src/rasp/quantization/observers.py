@@ -43,6 +43,16 @@ def minmax(histogram: Histogram, upset_rate: float = 0.0) -> float:
     return histogram.peak
 
 
+def clipping(histogram: Histogram, upset_rate: float) -> float:
+    """The bound with the least mean squared error of clipping and upsets in floating point.
+
+    Args:
+        histogram: of the tensor.
+        upset_rate: probability that an upset throws a value onto the bound.
+    """
+    return _least_error(histogram, upset_rate, rounding=0.0)
+
+
 def percentile(histogram: Histogram, upset_rate: float = 0.0) -> float:
     """The magnitude that 99.99 % of the values that are not zero do not exceed."""
     _expects_none("percentile", upset_rate)
@@ -61,16 +71,20 @@ def mse(histogram: Histogram, upset_rate: float = 0.0) -> float:
         upset_rate: probability that one random bit of a value is flipped; what it adds to the
             error grows with the square of the threshold.
     """
-    upsets = upset_rate * _JUMP * float(histogram.counts.sum())
+    return _least_error(histogram, upset_rate * _JUMP, rounding=1 / 12 / _LEVELS**2)
+
+
+def _least_error(histogram: Histogram, jumps: float, rounding: float) -> float:
+    """The threshold with the least error; ``jumps`` and ``rounding`` are parts of its square."""
+    n = float(histogram.counts.sum())
     width = histogram.peak / BINS
     centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * width
     best, threshold = float("inf"), histogram.peak
     for step in range(_CANDIDATES, 0, -1):
         candidate = histogram.peak * step / _CANDIDATES
-        scale = candidate / _LEVELS
-        inside = torch.full_like(centres, scale**2 / 12)
+        inside = torch.full_like(centres, rounding * candidate**2)
         error = torch.where(centres <= candidate, inside, (centres - candidate) ** 2)
-        cost = float((error * histogram.counts).sum()) + upsets * candidate**2
+        cost = float((error * histogram.counts).sum()) + n * jumps * candidate**2
         if cost < best:
             best, threshold = cost, candidate
     return threshold

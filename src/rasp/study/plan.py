@@ -77,8 +77,9 @@ class StudyPlan(_Frozen):
         cost: what budgets count, ``"cycles"`` of the accelerator or ``"macs"``.
         budgets: shares of the dense network's cost to keep.
         formats: number formats that are injected.
-        restrictions: range restrictions, ``"MODE SCOPE"``; of several one is chosen on validation
-            images. Every network is injected without and with it.
+        restrictions: range restrictions, ``"MODE SCOPE"`` or ``"MODE SCOPE UPSET_RATE"``, see
+            :func:`rasp.verbs.harden`; of several one is chosen on validation images. Every network
+            is injected without and with it.
         upset_rates: what INT8 scales of a restricted network allow for, see
             :func:`rasp.verbs.quantize`; likewise.
         baseline: arm that the others are held against.
@@ -100,7 +101,7 @@ class StudyPlan(_Frozen):
     budgets: Annotated[tuple[Share, ...], Field(min_length=1)]
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("fp32", "int8")
     restrictions: Annotated[
-        tuple[Annotated[str, Field(pattern="^(clip|zero) (layer|channel)$")], ...],
+        tuple[Annotated[str, Field(pattern=r"^(clip|zero) (layer|channel)( 0\.\d+)?$")], ...],
         Field(min_length=1),
     ] = ("clip layer",)
     upset_rates: Rates = (0.0,)

@@ -202,10 +202,18 @@ class _Replica:
     def _hardened(
         self, net: Path, number_format: Format, restriction: str, upset_rate: float
     ) -> Path:
-        mode, scope = restriction.split()
+        mode, scope, *rate = restriction.split()
         bounds = restricted_in(net, "fp32", restriction, upset_rate)
         step = self._hears(f"harden {net.relative_to(self.folder)}")
-        verbs.harden(net, mode=mode, scope=scope, out=bounds, data_dir=self.data_dir, progress=step)
+        verbs.harden(
+            net,
+            mode=mode,
+            scope=scope,
+            upset_rate=float(rate[0]) if rate else 0.0,
+            out=bounds,
+            data_dir=self.data_dir,
+            progress=step,
+        )
         out = restricted_in(net, number_format, restriction, upset_rate)
         if out != bounds:
             verbs.quantize(

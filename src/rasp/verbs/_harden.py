@@ -35,6 +35,7 @@ def harden(
     *,
     mode: str = "clip",
     scope: str = "layer",
+    upset_rate: float = 0.0,
     calibration: int = BOUND_IMAGES,
     data: str | None = None,
     weights: str | Path | None = None,
@@ -53,6 +54,8 @@ def harden(
         model: checkpoint directory or name.
         mode: ``clip`` to the nearest bound, or ``zero``.
         scope: bounds of a ``layer`` or of each ``channel``.
+        upset_rate: share of values that upsets are expected to throw onto the bound; above 0 the
+            bounds of layers that clip are tighter than the range.
         calibration: training images the bounds are measured on.
         data: data set; a checkpoint knows its own.
         weights: weight file for a name.
@@ -90,6 +93,7 @@ def harden(
         "data": loaded.dataset.name,
         "mode": mode,
         "scope": scope,
+        "upset_rate": upset_rate,
         "calibration": calibration,
         "seed": seed,
     }
@@ -98,7 +102,13 @@ def harden(
     if done is None:
         bare = replace(loaded, hardening=None)
         hardened = _measured(
-            bare, mode, scope, calibration, seed, named(progress, f"harden {loaded.name}")
+            bare,
+            mode,
+            scope,
+            upset_rate,
+            calibration,
+            seed,
+            named(progress, f"harden {loaded.name}"),
         )
         metrics = {
             name: asdict(
@@ -119,17 +129,28 @@ def harden(
 
 def measured_anew(loaded: Loaded) -> Loaded:
     """A hardened network after its weights changed, with bounds of the same kind."""
-    record = loaded.hardening or {}
+    from rasp.pruning import hardening
+
+    record = hardening.HardeningRecord.model_validate(loaded.hardening)
     bare = replace(loaded, hardening=None)
-    return _measured(bare, record["mode"], record["scope"], record["images"], 0, silent)
+    kind = record.mode, record.scope, record.upset_rate
+    return _measured(bare, *kind, record.images, 0, silent)
 
 
 def _measured(
-    bare: Loaded, mode: str, scope: str, images: int, seed: int, progress: Progress
+    bare: Loaded,
+    mode: str,
+    scope: str,
+    upset_rate: float,
+    images: int,
+    seed: int,
+    progress: Progress,
 ) -> Loaded:
     from rasp.pruning import hardening
 
     network = loading.network_of(bare, "fp32")
     sample = bare.dataset.tensor(loading.calibration_split(bare, images, seed))
-    record = hardening.measure(network, sample, mode=mode, scope=scope, progress=progress)
+    record = hardening.measure(
+        network, sample, mode=mode, scope=scope, upset_rate=upset_rate, progress=progress
+    )
     return replace(bare, hardening=record.model_dump(mode="json"))

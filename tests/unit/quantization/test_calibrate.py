@@ -64,6 +64,53 @@ def test_observers_on_known_distributions():
     assert mse(flat) > 9.5
 
 
+def test_a_threshold_that_expects_upsets_has_the_least_error_with_them():
+    """Against values drawn, quantised and hit by random flips at every threshold."""
+    torch.manual_seed(3)
+    values = torch.randn(200_000).abs() * 2
+    histogram = Histogram(
+        torch.histc(values, BINS, 0, float(values.max())).double(), float(values.max())
+    )
+    bit, hit = torch.randint(8, values.shape), torch.rand(values.shape) < 0.002
+
+    def error(threshold):
+        step = threshold / 127
+        stored = (values / step).round().clamp(max=127)
+        struck = stored + torch.where(hit, 2.0**bit, 0.0)
+        return float((struck * step - values).square().mean())
+
+    found = mse(histogram, 0.002)
+    assert found < 0.95 * mse(histogram)
+    best = min(error(threshold) for threshold in torch.linspace(1.0, 9.0, 81).tolist())
+    assert error(found) < 1.02 * best
+
+
+def test_the_rate_of_upsets_is_kept_and_shrinks_the_scales():
+    network, images = small()
+
+    _, plain = quantize(network, images)
+    _, wary = quantize(network, images, upset_rate=0.01)
+
+    assert (plain.upset_rate, wary.upset_rate) == (0.0, 0.01)
+    assert all(wary.scales[name] <= plain.scales[name] for name in plain.scales)
+    assert wary.scales[network.output] == plain.scales[network.output]
+    assert min(wary.scales[name] / plain.scales[name] for name in plain.scales) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("observer", "rate", "message"),
+    [
+        ("mse", 1.5, "from 0 to 1"),
+        ("minmax", 0.1, "'mse' weighs"),
+        ("percentile", 0.1, "'mse' weighs"),
+    ],
+)
+def test_rates_of_upsets_that_cannot_be_weighed_are_refused(observer, rate, message):
+    network, images = small()
+    with pytest.raises(ConfigError, match=message):
+        quantize(network, images, observer=observer, upset_rate=rate)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
