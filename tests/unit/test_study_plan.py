@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pytest
 
 from rasp.errors import ConfigError
+from rasp.pruning.importance import CRITERIA
 from rasp.study import load
 from rasp.study.summary import directory_of
 
+STUDIES = Path(__file__).parents[2] / "studies"
 STUDY = """
 name = "small"
 model = "lenet5"
@@ -70,3 +74,15 @@ def test_a_study_that_cannot_be_is_refused_in_a_sentence(tmp_path, old, new, mes
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no\.toml"):
         load(tmp_path / "no.toml")
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+def test_studies_that_ship_are_read(file):
+    plan = load(file)
+    assert plan.name == file.stem
+    named = {arm.name for arm in plan.arms}
+    assert named >= {
+        *("random", "magnitude", "activation", "taylor"),
+        *("keep-vulnerable", "reliability", "placebo"),
+    }
+    assert all(arm.criterion in CRITERIA for arm in plan.arms)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BATCH = 64
+_TINY = 1e-30
 _SLACK = 1 / 64  # of the span: other formats round, other images go a little further
 _RESULTS = (Conv, Add, Scale, Activation)  # of the SDP; others only move values
 MODES, SCOPES = ("clip", "zero"), ("layer", "channel")
@@ -91,7 +92,7 @@ def measure(
         mode: ``"clip"`` or ``"zero"``.
         scope: ``"layer"`` or ``"channel"``.
         upset_rate: share of values that upsets are expected to throw onto the bound; above 0 the
-            bounds of layers that clip are tighter than the span.
+            bounds of mode ``"clip"`` are tighter than the span.
         progress: hears about batches.
 
     Raises:
@@ -122,10 +123,10 @@ def measure(
     lows = {name: low - slack[name] * (low != 0) for name, (low, _) in ends.items()}
     highs = {name: high + slack[name] * (high != 0) for name, (_, high) in ends.items()}
     if upset_rate:
-        reach = {name: float(torch.maximum(-lows[name], highs[name])) for name in ends}
+        reach = {name: torch.maximum(-lows[name], highs[name]) for name in ends}
         tight = _tight(network, images, reach, upset_rate)
-        lows = {name: low.clamp(min=-tight[name]) for name, low in lows.items()}
-        highs = {name: high.clamp(max=tight[name]) for name, high in highs.items()}
+        lows = {name: torch.maximum(low, -tight[name]) for name, low in lows.items()}
+        highs = {name: torch.minimum(high, tight[name]) for name, high in highs.items()}
     return HardeningRecord(
         mode=mode,
         scope=scope,
@@ -149,25 +150,33 @@ def _check(network: Network, images: Tensor, mode: str, scope: str, upset_rate: 
         raise ConfigError("The images that bounds are measured on hold NaN or infinite values.")
     if not 0 <= upset_rate <= 1:
         raise ConfigError(f"The upset rate must lie from 0 to 1, got {upset_rate}.")
-    if upset_rate and (mode, scope) != ("clip", "layer"):
-        raise ConfigError(
-            f"Only bounds of layers that clip can allow for upsets, got '{mode}' per {scope}."
-        )
+    if upset_rate and mode != "clip":
+        raise ConfigError(f"Bounds can allow for upsets that mode 'clip' leaves, got '{mode}'.")
 
 
 def _tight(
-    network: Network, images: Tensor, reach: Mapping[str, float], upset_rate: float
-) -> dict[str, float]:
-    """Largest magnitude of each node that leaves the least error."""
-    counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in reach}
+    network: Network, images: Tensor, reach: Mapping[str, Tensor], upset_rate: float
+) -> dict[str, Tensor]:
+    """Largest magnitude of each node, or of its channels, that leaves the least error."""
+    counts = {name: torch.zeros(len(ends) * BINS).double() for name, ends in reach.items()}
     for start in range(0, len(images), _BATCH):
         with torch.inference_mode():
             for node, values in network.walk(images[start : start + _BATCH]):
-                if node.name in counts and reach[node.name] > 0:
-                    found = values.abs().flatten()
-                    found = found[found > 0]
-                    counts[node.name] += torch.histc(found, BINS, 0.0, reach[node.name]).double()
-    return {name: clipping(Histogram(counts[name], reach[name]), upset_rate) for name in reach}
+                if node.name in counts:
+                    ends = reach[node.name].clamp(min=_TINY)[:, None]
+                    rows = _rows(values, len(ends)).abs()
+                    place = (rows / ends * BINS).long().clamp(max=BINS - 1)
+                    place += torch.arange(len(ends))[:, None] * BINS
+                    counts[node.name] += torch.bincount(place[rows > 0], minlength=len(ends) * BINS)
+    return {
+        name: torch.tensor(
+            [
+                clipping(Histogram(row, peak), upset_rate)
+                for row, peak in zip(counts[name].view(-1, BINS), ends.tolist(), strict=True)
+            ]
+        )
+        for name, ends in reach.items()
+    }
 
 
 def harden(network: Network, record: HardeningRecord) -> Network:
@@ -203,6 +212,10 @@ def _bounded(node: Node, network: Network) -> bool:
 
 def _span(values: Tensor, scope: str) -> tuple[Tensor, Tensor]:
     """Least and greatest value, ``(1,)`` or ``(C,)``."""
-    flat = values.flatten() if scope == "layer" else values.movedim(1, 0).flatten(1)
-    low, high = flat.aminmax(dim=-1)
-    return low.view(-1), high.view(-1)
+    low, high = _rows(values, 1 if scope == "layer" else values.shape[1]).aminmax(dim=1)
+    return low, high
+
+
+def _rows(values: Tensor, count: int) -> Tensor:
+    """``(N, C, ...)`` as one row, or one a channel."""
+    return values.movedim(1, 0).reshape(count, -1)

@@ -55,7 +55,7 @@ def harden(
         mode: ``clip`` to the nearest bound, or ``zero``.
         scope: bounds of a ``layer`` or of each ``channel``.
         upset_rate: share of values that upsets are expected to throw onto the bound; above 0 the
-            bounds of layers that clip are tighter than the range.
+            bounds of mode ``clip`` are tighter than the range.
         calibration: training images the bounds are measured on.
         data: data set; a checkpoint knows its own.
         weights: weight file for a name.
