@@ -145,4 +145,9 @@ def test_another_study_is_kept_out_of_the_directory(home, places, summary):
     del summary
     (home / "other.toml").write_text(STUDY.replace("trials = 3000", "trials = 2000"))
     assert "campaign differ" in rasp("study", home / "other.toml", *places, code=4)
+    for file in ("study.json", "seed-1/choices.json"):
+        kept = (home / "nets" / file).read_bytes()
+        (home / "nets" / file).write_text("[1]")
+        assert "nets" in rasp("study", home / "study.toml", *places, "--seed", 0, code=4)
+        (home / "nets" / file).write_bytes(kept)
     assert "Allowed: 0, 1" in rasp("study", home / "study.toml", *places, "--seed", 5, code=2)

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from rasp import checkpoint, runs, verbs
 from rasp.errors import ConfigError, StoreMismatchError
 from rasp.progress import Progress, silent
@@ -87,7 +89,7 @@ def study(
         for seed in mine:
             replica = _Replica(plan, target, seed, data_dir, device, workers, progress)
             replica.run()
-    choices = [_read_choices(target / f"seed-{seed}") for seed in plan.seeds]
+    choices = [_finished(target / f"seed-{seed}", plan) for seed in plan.seeds]
     if not all(choices):
         return Studied(target, None, None)
     found = summarise(plan, target, [choice for choice in choices if choice is not None])
@@ -101,7 +103,12 @@ def _claim(target: Path, plan: StudyPlan) -> None:
     file = target / PLAN
     now = plan.model_dump(mode="json")
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError, RecursionError):
+            raise StoreMismatchError(
+                f"'{file}' is not the plan of a study. Choose another --out."
+            ) from None
         fixed = [key for key in now if key not in _MAY_GROW and now[key] != before.get(key)]
         if fixed:
             raise StoreMismatchError(
@@ -110,9 +117,20 @@ def _claim(target: Path, plan: StudyPlan) -> None:
     checkpoint.write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
 
 
-def _read_choices(folder: Path) -> Choice | None:
+def _finished(folder: Path, plan: StudyPlan) -> Choice | None:
+    """What a seed chose if all its work is done, budgets and arms added later included."""
     file = folder / CHOICES
-    return Choice.model_validate_json(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        choice = Choice.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise StoreMismatchError(
+            f"'{file}' does not say what a seed chose. Delete it and run the study again."
+        ) from None
+    names = {arm.name for arm in plan.arms}
+    done = set(plan.budgets) <= set(choice.budgets) and names <= choice.arms.keys()
+    return choice if done else None
 
 
 @dataclass(frozen=True)
@@ -152,7 +170,13 @@ class _Replica:
                 self._injected(net, number_format, plan.campaign, "test")
                 hardened = self._hardened(net, number_format, restriction, upset_rate)
                 self._injected(hardened, number_format, plan.campaign, "test")
-        choice = Choice(seed=self.seed, restriction=restriction, upset_rate=upset_rate, arms=chosen)
+        choice = Choice(
+            seed=self.seed,
+            budgets=plan.budgets,
+            restriction=restriction,
+            upset_rate=upset_rate,
+            arms=chosen,
+        )
         checkpoint.write_atomic(self.folder / CHOICES, choice.model_dump_json(indent=2).encode())
 
     def _hears(self, step: str) -> Progress:

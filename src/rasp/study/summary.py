@@ -32,12 +32,14 @@ class Choice(_Frozen):
 
     Attributes:
         seed: the seed.
+        budgets: those whose networks are finished.
         restriction: mode and scope of the bounds.
         upset_rate: what the INT8 scales of restricted networks allow for.
         arms: lambda and upset rate of each arm.
     """
 
     seed: int
+    budgets: tuple[float, ...]
     restriction: str
     upset_rate: float
     arms: dict[str, tuple[float, float]]
