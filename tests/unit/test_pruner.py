@@ -15,6 +15,7 @@ from rasp.pruning.importance import Activation, CalibrationBatch, Magnitude, Ran
 from rasp.pruning.plan import PruningPlan
 from rasp.pruning.pruner import prune, replay
 from rasp.pruning.recalibrate import recalibrate
+from rasp.pruning.selection import Trade
 from rasp.zoo import MODELS, ModelSpec, build
 
 HALF = Budget("macs", 0.5)
@@ -271,3 +272,25 @@ def shared_weights():
     if not (folder / "resnet20-12fca82f.th").is_file():
         pytest.skip("RASP_WEIGHTS does not point at the public ResNet-20 checkpoint")
     return folder
+
+
+def test_a_network_without_layers_is_refused_by_what_it_lacks():
+    class Corner(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :10]
+
+    with pytest.raises(UnsupportedModelError, match="no convolution and no linear layer"):
+        prune(
+            Corner(), example=torch.rand(1, 1, 8, 8), importance=Random(),
+            budget=Budget("macs", 0.5),
+        )  # fmt: skip
+
+
+def test_a_trade_belongs_to_the_scope_failures():
+    model, example = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(1, 1, 8, 8)
+    for scope, trade in (("failures", None), ("global", Trade(len))):
+        with pytest.raises(ConfigError, match="needs a trade"):
+            prune(
+                model, example=example, importance=Random(), budget=Budget("macs", 0.5),
+                scope=scope, trade=trade,
+            )  # fmt: skip

@@ -249,6 +249,11 @@ class _Graph:
         self, budget: Budget, scope: Scope, round_to: int, trade: Trade | None
     ) -> Selection:
         """Start to choose channels; this is the dense network's graph."""
+        if not self.shapes:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no convolution and no linear layer: there is no "
+                "channel to remove."
+            )
         if not self.groups:
             raise UnsupportedModelError("No channel can be removed. " + " ".join(self.notes))
         same_ratio = scope == "uniform"
