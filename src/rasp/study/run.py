@@ -154,22 +154,14 @@ class _Replica:
         dense = self._dense()
         restriction = self._restriction()
         upset_rate = self._upset_rate(restriction)
+        self._report(dense, restriction, upset_rate)
         chosen: dict[str, tuple[float, float]] = {}
         order = sorted(plan.arms, key=lambda arm: arm.name != plan.baseline)
-        for arm in order:
-            chosen[arm.name] = chosen[arm.like] if arm.like else self._candidate(arm)
-        nets = [
-            dense,
-            *(
-                self._pruned(arm, budget, *chosen[arm.name])
-                for budget, arm in product(plan.budgets, order)
-            ),
-        ]
-        for net in nets:
-            for number_format in plan.formats:
-                self._injected(net, number_format, plan.campaign, "test")
-                hardened = self._hardened(net, number_format, restriction, upset_rate)
-                self._injected(hardened, number_format, plan.campaign, "test")
+        for budget, arm in product(plan.budgets, order):
+            if arm.name not in chosen:
+                chosen[arm.name] = chosen[arm.like] if arm.like else self._candidate(arm)
+            net = self._pruned(arm, budget, *chosen[arm.name])
+            self._report(net, restriction, upset_rate)
         choice = Choice(
             seed=self.seed,
             budgets=plan.budgets,
@@ -178,6 +170,13 @@ class _Replica:
             arms=chosen,
         )
         checkpoint.write_atomic(self.folder / CHOICES, choice.model_dump_json(indent=2).encode())
+
+    def _report(self, net: Path, restriction: str, upset_rate: float) -> None:
+        """Inject a network in test images, without and with restriction, in every format."""
+        for number_format in self.plan.formats:
+            self._injected(net, number_format, self.plan.campaign, "test")
+            hardened = self._hardened(net, number_format, restriction, upset_rate)
+            self._injected(hardened, number_format, self.plan.campaign, "test")
 
     def _hears(self, step: str) -> Progress:
         def heard(stage: str, done: int, total: int, detail: str = "") -> None:
