@@ -29,6 +29,8 @@ from rasp.upsets import upset
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from rasp.data.dataset import Augment, Dataset, Split
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -231,7 +233,21 @@ def accuracy(
     limit: int | None = None,
     device: str = "cpu",
 ) -> AccuracyCount:
-    """Count right answers.
+    """Count right answers, see :func:`right_answers`."""
+    found = right_answers(run, dataset, split, batch=batch, limit=limit, device=device)
+    return AccuracyCount(int(found.sum()), len(found))
+
+
+def right_answers(
+    run: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    split: Split,
+    *,
+    batch: int = 256,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> NDArray[np.bool_]:
+    """Which images are answered rightly, ``(N,)``; not one whose logits are not finite.
 
     Args:
         run: normalised images ``(N, C, H, W)`` to logits ``(N, classes)``; a network in evaluation
@@ -244,15 +260,15 @@ def accuracy(
     """
     if limit is not None and limit < len(split):
         split = split.take(limit)
-    correct = 0
+    found = []
     with torch.inference_mode():
         for start in range(0, len(split), batch):
             part = slice(start, start + batch)
             images = torch.from_numpy(split.images[part]).to(device)
             logits = run(dataset.normalise(images))
             right = logits.argmax(1).cpu() == torch.from_numpy(split.labels[part])
-            correct += int((right & logits.isfinite().all(1).cpu()).sum())
-    return AccuracyCount(correct, len(split))
+            found.append(right & logits.isfinite().all(1).cpu())
+    return torch.cat(found).numpy()
 
 
 def augmented(images: Tensor, how: Augment) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from rasp.analysis.exposure import Exposure
@@ -280,3 +281,14 @@ def test_page_says_that_fp32_is_a_model(page):
 
 def test_page_of_a_single_campaign_has_no_pareto_figure():
     assert "pareto" not in Outline(html.render(STUDY[2:3], title="one")).ids
+
+
+def test_answers_of_an_arm_are_kept_bit_by_bit():
+    right = np.random.default_rng(1).random(203) < 0.9
+    changed = make_arm().model_copy(
+        update={"accuracy": wilson(int(right.sum()), 203), "right": arms.pack(right)}
+    )
+    again = arms.Arm.model_validate_json(changed.to_json())
+    assert np.array_equal(again.answers, right)
+    assert changed.model_copy(update={"right": None}).answers is None
+    assert changed.model_copy(update={"right": "ff"}).answers is None

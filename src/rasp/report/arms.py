@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,6 +23,9 @@ from pydantic import (
 from rasp.analysis.exposure import Exposure, relative
 from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
 from rasp.statistics import Rate, Ratio
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 SUMMARY = "summary.json"
@@ -53,6 +57,7 @@ class Arm(BaseModel):
         format: ``fp32``, ``fp16`` or ``int8``.
         native: whether the accelerator has a datapath for the format.
         accuracy: top-1 on ``accuracy_split``.
+        right: which of its images are answered rightly, a bit an image in hex; ``None`` if unknown.
         macs, parameters: of one image and of the network.
         cycles: NVDLA cycles of one image.
         outcomes: rate per fault of each outcome, ``sdc1`` among them.
@@ -80,6 +85,7 @@ class Arm(BaseModel):
     accelerator: str
     accuracy: Rate
     accuracy_split: str
+    right: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
     macs: NonNegativeInt
     parameters: NonNegativeInt
     cycles: PositiveInt
@@ -103,9 +109,27 @@ class Arm(BaseModel):
         """Probability that one upset changes the top-1 class."""
         return self.outcomes["sdc1"]
 
+    @property
+    def answers(self) -> NDArray[np.bool_] | None:
+        """Which images are answered rightly, ``(N,)``; ``None`` if unknown."""
+        if self.right is None or len(self.right) != 2 * -(-self.accuracy.n // 8):
+            return None
+        packed = np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.accuracy.n).astype(bool)
+
     def to_json(self) -> str:
         """The arm as JSON text, the inverse of :func:`read`."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def pack(right: NDArray[np.bool_]) -> str:
+    """Answers as :attr:`Arm.right` keeps them.
+
+    Example:
+        >>> pack(np.array([True, False, False, True]))
+        '90'
+    """
+    return np.packbits(right).tobytes().hex()
 
 
 def read(path: str | Path) -> Arm:

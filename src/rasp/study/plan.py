@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rasp.errors import ConfigError
 
+Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+-]{0,60}$")]
@@ -54,13 +55,20 @@ class CampaignPlan(_Frozen):
 
     Attributes:
         trials: faults a campaign.
-        images: images of the split, at most all of them.
+        images: images of the split, of all formats or of some; all of them by default. Floating
+            point needs fewer: its failures hit all images alike, in INT8 those near a boundary.
         faults: population of each format.
     """
 
     trials: Annotated[int, Field(ge=1, le=10**9)]
-    images: Annotated[int, Field(ge=1)]
+    images: Count | dict[Format, Count] | None = None
     faults: dict[Format, Literal["fidelity", "nvdla"]] = {"int8": "nvdla"}
+
+    def images_of(self, number_format: Format) -> int | None:
+        """Images to inject in, ``None`` for all."""
+        if isinstance(self.images, dict):
+            return self.images.get(number_format)
+        return self.images
 
 
 class StudyPlan(_Frozen):

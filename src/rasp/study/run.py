@@ -253,7 +253,7 @@ class _Replica:
                 net,
                 format=number_format,
                 trials=campaign.trials,
-                images=campaign.images,
+                images=campaign.images_of(number_format),
                 split=split,
                 faults=campaign.faults.get(number_format, "fidelity"),
                 accelerator=self.plan.accelerator,

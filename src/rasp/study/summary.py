@@ -5,13 +5,14 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rasp.analysis.compare import Run, pooled
 from rasp.campaign import result
 from rasp.errors import ConfigError
 from rasp.report import arms
-from rasp.statistics import Rate
+from rasp.statistics import Difference, Rate, paired_difference
 from rasp.verbs._shared import STORE
 
 if TYPE_CHECKING:
@@ -214,14 +215,16 @@ class _Cells:
     def compared(
         self, number_format: str, budget: float, name: str, *, restricted: bool, against: bool
     ) -> Comparison:
-        sides = [
+        places = [
             [
-                self._run(self._place(seed, one, budget, number_format, restricted=bounds))
+                self._place(seed, one, budget, number_format, restricted=bounds)
                 for seed in self.plan.seeds
             ]
             for one, bounds in ((self.plan.baseline, against), (name, restricted))
         ]
+        sides = [[self._run(place) for place in side] for side in places]
         found = pooled(sides[0], sides[1])
+        top1 = self._accuracy(places) or found.accuracy
         cycles = [sum(run.exposure.cycles for run in runs) for runs in sides]
         return Comparison(
             format=number_format,
@@ -234,12 +237,24 @@ class _Cells:
             by_seed=found.by_seed,
             seeds_low=None if found.over_seeds is None else found.over_seeds.low,
             seeds_high=None if found.over_seeds is None else found.over_seeds.high,
-            accuracy_delta=found.accuracy.estimate,
-            low_accuracy_delta=found.accuracy.low,
+            accuracy_delta=top1.estimate,
+            low_accuracy_delta=top1.low,
             cycles=cycles[1] / cycles[0],
             seeds=len(self.plan.seeds),
             trials=found.trials,
         )
+
+    @staticmethod
+    def _accuracy(places: Sequence[Sequence[Path]]) -> Difference | None:
+        """Difference of top-1 over seeds on all images, if every image's answer is known."""
+        means = []
+        for side in places:
+            answers = [arms.read(place).answers for place in side]
+            known = [one for one in answers if one is not None]
+            if len(known) < len(answers):
+                return None
+            means.append(np.mean(known, axis=0))
+        return paired_difference(means[1], means[0])
 
     def _place(
         self, seed: int, name: str, budget: float, number_format: str, *, restricted: bool

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rasp.errors import ConfigError, unknown_name
 from rasp.report import arms
-from rasp.statistics import Difference, Rate, Ratio, difference
+from rasp.statistics import Difference, Rate, Ratio, difference, paired_difference
 from rasp.verbs._shared import STORE, Result
 
 if TYPE_CHECKING:
@@ -93,10 +93,13 @@ def compare(inputs: Sequence[str | Path], *, outcome: str = "sdc1") -> Compariso
 
 
 def _accuracy(first: arms.Arm, arm: arms.Arm, paired: Difference) -> Difference:
-    """Difference of top-1, paired by image where the campaign knows every image's answer."""
+    """Difference of top-1, paired by image where every image's answer is known."""
     if arm.images == arm.accuracy.n == first.accuracy.n:
         return paired
-    return difference(arm.accuracy, first.accuracy)
+    answers = arm.answers, first.answers
+    if answers[0] is None or answers[1] is None or len(answers[0]) != len(answers[1]):
+        return difference(arm.accuracy, first.accuracy)
+    return paired_difference(answers[0], answers[1], arm.accuracy.confidence)
 
 
 def _verdict(networks: Sequence[Compared]) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rasp import checkpoint, loading, provenance, runs
 from rasp.errors import ConfigError, unknown_name
 from rasp.progress import Progress, silent
-from rasp.report.arms import SUMMARY, Arm, Cell
-from rasp.verbs._shared import CONFIDENCE, STORE, Result, accuracy, check_run, command, named
+from rasp.report.arms import SUMMARY, Arm, Cell, pack
+from rasp.statistics import wilson
+from rasp.verbs._shared import CONFIDENCE, STORE, Result, check_run, command, named, right_answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def inject(
     *,
     format: str | None = None,  # noqa: A002
     trials: int = 10_000,
-    images: int = 200,
+    images: int | None = 200,
     split: str = "test",
     faults: str = "fidelity",
     fault_models: Mapping[str, float] | None = None,
@@ -72,7 +73,7 @@ def inject(
         model: checkpoint directory or name.
         format: ``fp32``, ``fp16`` or ``int8``; ``int8`` for a quantised checkpoint, else ``fp32``.
         trials: faults to inject, the most of them with a ``margin``.
-        images: images they are injected in, at most all of the split.
+        images: images they are injected in; ``None`` for all of the split.
         split: ``test``, or ``validation`` for what is to be chosen.
         faults: population that faults are drawn from: ``fidelity``, ``nvdla`` (every datapath
             flip-flop of the accelerator) or ``memory`` (its convolution buffer).
@@ -116,7 +117,7 @@ def inject(
     shares = layer_weights or shares_of_layers(faults, fault_models)
     loading.check_format(format)
     for option, value in (("--trials", trials), ("--images", images)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{option} must be at least 1, got {value}.")
     hardware = config.load(accelerator)
     loaded = loading.open_model(
@@ -127,7 +128,8 @@ def inject(
         trust_factory=trust_factory,
         progress=progress,
     )
-    chosen = loaded.dataset.split(split).take(images, seed)
+    whole = loaded.dataset.split(split)
+    chosen = whole.take(len(whole) if images is None else images, seed)
     network = loading.network_of(loaded, format or loaded.own_format, calibration=calibration)
     tensors = loaded.dataset.tensor(chosen)
     spec = runner.specify(
@@ -170,7 +172,7 @@ def inject(
         data=data,
         format=network.format,
         trials=trials,
-        images=images,
+        images=len(chosen),
         split=None if split == "test" else split,
         fault_model=[f"{key}={value:g}" for key, value in (fault_models or {}).items()],
         faults=None if fault_models else faults,
@@ -185,9 +187,11 @@ def inject(
         shard=shard,
         seed=seed,
     )
+    right = right_answers(network, loaded, split)
     arm = Arm(
         name=label,
-        accuracy=accuracy(network, loaded, split),
+        accuracy=wilson(int(right.sum()), len(right), CONFIDENCE),
+        right=pack(right),
         accuracy_split=split,
         command=line,
         provenance=provenance.collect({"verb": "inject", "spec": spec.digest()}),

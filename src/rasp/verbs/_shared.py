@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from rasp.loading import Loaded
@@ -79,7 +81,20 @@ def accuracy(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Rate:
-    """Top-1 with its Wilson interval.
+    """Top-1 with its Wilson interval, see :func:`right_answers`."""
+    found = right_answers(run, loaded, split, limit=limit, progress=progress)
+    return statistics.wilson(int(found.sum()), len(found), CONFIDENCE)
+
+
+def right_answers(
+    run: Callable[[Tensor], Tensor],
+    loaded: Loaded,
+    split: str,
+    *,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> NDArray[np.bool_]:
+    """Which images of a split are answered rightly, ``(N,)``.
 
     Args:
         run: normalised images to logits.
@@ -101,8 +116,7 @@ def accuracy(
         progress(f"evaluate on {split}", done, total)
         return logits
 
-    count = training.accuracy(watched, loaded.dataset, images, limit=limit)
-    return statistics.wilson(count.correct, count.n, CONFIDENCE)
+    return training.right_answers(watched, loaded.dataset, images, limit=limit)
 
 
 def named(progress: Progress, name: str, *, details: bool = True) -> Progress:
