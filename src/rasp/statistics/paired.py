@@ -66,8 +66,8 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Ratio 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
     r"""Mean of ``a - b`` over the same clusters, such as two networks' right answers by image.
 
-    To the clusters two are added, one won and one lost, so that networks that never differ have an
-    interval too; it is symmetric, with the normal quantile.
+    For the interval two clusters are added, one won and one lost, so that networks that never
+    differ have one too; it takes the normal quantile.
 
     Args:
         a: ``(k,)`` values from 0 to 1: 1 for a right answer, or their mean over seeds.
@@ -82,7 +82,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> D
 
     Example:
         >>> print(paired_difference([1, 1, 0, 1] * 50, [1, 0, 0, 1] * 50))
-        +24.75 [+18.63, +30.88] points
+        +25.00 [+18.64, +30.86] points
     """
     from scipy.special import ndtri
 
@@ -95,8 +95,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> D
         raise ConfigError("Paired values must lie from 0 to 1.")
     change = np.append(first - second, [1.0, -1.0])
     error = float(ndtri((1 + confidence) / 2)) * float(change.std()) / math.sqrt(len(change))
-    estimate = float(change.mean())
-    return Difference(estimate, estimate - error, estimate + error, confidence)
+    middle = float(change.mean())
+    return Difference(float((first - second).mean()), middle - error, middle + error, confidence)
 
 
 def difference(a: Rate, b: Rate) -> Difference:
