@@ -239,3 +239,15 @@ def test_failures_are_not_traded_against_channels():
             widths, Budget("channels", 0.5), scored(widths), scored(widths),
             failing(a=1, b=1, c=1), lam=1.0, dense=40,
         )  # fmt: skip
+
+
+def test_where_no_failure_is_saved_cost_is():
+    """Below one atom a layer cycles fall no more, multiply-accumulates do."""
+    shapes, widths = chain()
+    budget, scores = Budget("macs", 0.05), scored(widths)
+    dense = budget.cost(shapes)
+    kept = greedy(
+        widths, budget, scores, scores, failing(a=1, b=1, c=1), lam=1.0, dense=dense
+    )  # fmt: skip
+    assert (kept < 8).all()
+    assert 0.02 * dense < budget.cost(widths.keeping(kept)) <= 0.05 * dense

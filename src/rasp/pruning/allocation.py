@@ -293,7 +293,7 @@ def greedy(
     the accelerator's atoms alone. Its price is the mean importance of its channels over the share
     of the failures per inference that each takes along, :math:`A / (\Delta F / F)^\lambda`.
     Importance is divided by its segment's mean, as in :func:`ranked`, which this is at
-    :math:`\lambda = 0`.
+    :math:`\lambda = 0`. Where no step saves failures any more, steps save the budget's cost.
 
     Args:
         widths: the network's widths.
@@ -318,20 +318,35 @@ def greedy(
     losses = [_losses(segment, scores, importance) for segment in widths.segments]
     kept, target = widths.full, budget.kept * dense
     while budget.cost(widths.keeping(kept)) > target:
-        before = failures(widths.keeping(kept))
-        prices = {}
-        for index in range(len(kept)):
-            for less in _narrower_widths(kept, index, round_to):
-                saved = 1 - failures(widths.keeping(less)) / before
-                if saved > 0:
-                    gone = widths.full[index] - np.array([kept[index], less[index]])
-                    lost = float(losses[index][slice(*gone)].mean())
-                    prices[lost / (saved / (gone[1] - gone[0])) ** lam] = less
-                    break
+        prices = _prices(widths, kept, losses, failures, lam, round_to)
+        if not prices:  # what is left saves no failure, only cost
+            prices = _prices(widths, kept, losses, budget.cost, 1.0, round_to)
         if not prices:
             raise _out_of_reach(budget, budget.cost(widths.keeping(kept)), dense)
         kept = prices[min(prices)]
     return kept
+
+
+def _prices(
+    widths: Widths,
+    kept: Indices,
+    losses: Sequence[NDArray[np.float64]],
+    measure: Callable[[Sequence[ConvShape]], float],
+    lam: float,
+    round_to: int,
+) -> dict[float, Indices]:
+    """For each segment the widths after its shortest step that saves, by the step's price."""
+    before = measure(widths.keeping(kept))
+    prices = {}
+    for index in range(len(kept)):
+        for less in _narrower_widths(kept, index, round_to):
+            saved = 1 - measure(widths.keeping(less)) / before
+            if saved > 0:
+                gone = widths.full[index] - np.array([kept[index], less[index]])
+                lost = float(losses[index][slice(*gone)].mean())
+                prices[lost / (saved / (gone[1] - gone[0])) ** lam] = less
+                break
+    return prices
 
 
 def _narrower_widths(kept: Indices, index: int, round_to: int) -> Iterator[Indices]:
