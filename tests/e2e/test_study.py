@@ -79,7 +79,7 @@ def summary(home, places):
 
 
 def test_every_network_is_measured_on_test_images(summary):
-    kinds = {(n["seed"], n["arm"], n["restricted"], n["format"]) for n in summary["networks"]}
+    kinds = {(n["seed"], n["arm"], n["hardened"], n["format"]) for n in summary["networks"]}
     names, formats = ("dense", "magnitude", "ours"), ("fp32", "int8")
     assert kinds == set(product((0, 1), names, (False, True), formats))
     assert {n["accuracy"]["n"] for n in summary["networks"]} == {450}
@@ -99,7 +99,7 @@ def test_each_seed_chose_on_validation_images(home, summary):
         near = {k: a for k, a in tried.items() if a.accuracy.estimate >= base - 0.05}
         assert mode == min(near, key=lambda k: near[k].sdc1.estimate)
         rate = choice["upset_rate"]
-        scaled = folder / "50/magnitude" / mode / f"scales-{rate:g}"
+        scaled = folder / "50/magnitude" / f"scales-{rate:g}"
         record = json.loads((scaled / "model.json").read_text())["quantization"]
         assert record["upset_rate"] == rate
         assert (scaled / "int8-test" / "summary.json").is_file()
@@ -129,7 +129,7 @@ def test_ratios_are_of_sums_over_the_seeds(home, summary):
 
 
 def test_bounds_keep_failures_away(summary):
-    entry = compared(summary, "magnitude + bounds", "magnitude")
+    entry = compared(summary, "magnitude + hardening", "magnitude")
     assert entry["high"] < 0.3
     assert entry["accuracy_delta"] > -0.02
     assert entry["low_accuracy_delta"] < entry["accuracy_delta"]

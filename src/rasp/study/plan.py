@@ -87,9 +87,9 @@ class StudyPlan(_Frozen):
         formats: number formats that are injected.
         restrictions: range restrictions, ``"MODE SCOPE"`` or ``"MODE SCOPE UPSET_RATE"``, see
             :func:`rasp.verbs.harden`; of several one is chosen on validation images. Every network
-            is injected without and with it.
-        upset_rates: what INT8 scales of a restricted network allow for, see
-            :func:`rasp.verbs.quantize`; likewise.
+            is injected without hardening and with it, which is this in floating point.
+        upset_rates: what the scales of a hardened INT8 network allow for, see
+            :func:`rasp.verbs.quantize`; chosen likewise.
         baseline: arm that the others are held against.
         loss: top-1 that a choice may cost against the baseline on validation images.
         choice: campaigns on validation images, for what is chosen.

@@ -19,7 +19,7 @@ from rasp.study.summary import (
     Choice,
     Summary,
     directory_of,
-    restricted_in,
+    hardened_in,
     summarise,
 )
 
@@ -172,7 +172,7 @@ class _Replica:
         checkpoint.write_atomic(self.folder / CHOICES, choice.model_dump_json(indent=2).encode())
 
     def _report(self, net: Path, restriction: str, upset_rate: float) -> None:
-        """Inject a network in test images, without and with restriction, in every format."""
+        """Inject a network in test images, as it is and hardened, in every format."""
         for number_format in self.plan.formats:
             self._injected(net, number_format, self.plan.campaign, "test")
             hardened = self._hardened(net, number_format, restriction, upset_rate)
@@ -225,23 +225,23 @@ class _Replica:
     def _hardened(
         self, net: Path, number_format: Format, restriction: str, upset_rate: float
     ) -> Path:
+        out = hardened_in(net, number_format, restriction, upset_rate)
+        step = self._hears(f"harden {net.relative_to(self.folder)}, {number_format}")
+        if number_format == "int8":
+            verbs.quantize(
+                net, upset_rate=upset_rate, out=out, data_dir=self.data_dir, progress=step
+            )
+            return out
         mode, scope, *rate = restriction.split()
-        bounds = restricted_in(net, "fp32", restriction, upset_rate)
-        step = self._hears(f"harden {net.relative_to(self.folder)}")
         verbs.harden(
             net,
             mode=mode,
             scope=scope,
             upset_rate=float(rate[0]) if rate else 0.0,
-            out=bounds,
+            out=out,
             data_dir=self.data_dir,
             progress=step,
         )
-        out = restricted_in(net, number_format, restriction, upset_rate)
-        if out != bounds:
-            verbs.quantize(
-                bounds, upset_rate=upset_rate, out=out, data_dir=self.data_dir, progress=step
-            )
         return out
 
     def _injected(

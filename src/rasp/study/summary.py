@@ -34,8 +34,8 @@ class Choice(_Frozen):
     Attributes:
         seed: the seed.
         budgets: those whose networks are finished.
-        restriction: mode and scope of the bounds.
-        upset_rate: what the INT8 scales of restricted networks allow for.
+        restriction: mode and scope of the bounds, and what they allow for.
+        upset_rate: what the scales of hardened INT8 networks allow for.
         arms: lambda and upset rate of each arm.
     """
 
@@ -52,7 +52,7 @@ class Measured(_Frozen):
     Attributes:
         seed, arm: which; arm ``"dense"`` is the network before pruning.
         budget: share of the dense cost that was asked for, 1 for the dense network.
-        restricted: whether its results are held to bounds and its INT8 scales allow for upsets.
+        hardened: whether its results are held to bounds or its INT8 scales allow for upsets.
         format: number format.
         accuracy: top-1.
         cycles, macs: of one image.
@@ -64,7 +64,7 @@ class Measured(_Frozen):
     seed: int
     arm: str
     budget: float
-    restricted: bool
+    hardened: bool
     format: str
     accuracy: Rate
     cycles: int
@@ -79,7 +79,7 @@ class Comparison(_Frozen):
 
     Attributes:
         format, budget: of both.
-        arm, baseline: names, ``+ bounds`` where restricted.
+        arm, baseline: names, ``+ hardening`` where hardened.
         ratio: arm over baseline; below 1 the arm fails less. ``None``: the baseline never failed.
         low, high: its 95 % interval over images and faults, for these seeds.
         by_seed: the ratio in each seed.
@@ -116,7 +116,7 @@ class Summary(_Frozen):
         plan: what was asked.
         choices: of each seed.
         networks: everything measured.
-        comparisons: every arm against the baseline, and against the baseline with bounds.
+        comparisons: every arm against the baseline, and hardened ones against the hardened one.
     """
 
     study: str
@@ -143,10 +143,11 @@ def directory_of(budget: float, arm: ArmPlan, lam: float, upset_rate: float) -> 
     return f"{100 * budget:g}/" + "-".join([arm.name.replace(" ", "-"), *choices])
 
 
-def restricted_in(net: Path, number_format: str, restriction: str, upset_rate: float) -> Path:
-    """Place of a network's restricted copy for a format."""
-    hardened = net / restriction.replace(" ", "-")
-    return hardened / f"scales-{upset_rate:g}" if number_format == "int8" else hardened
+def hardened_in(net: Path, number_format: str, restriction: str, upset_rate: float) -> Path:
+    """Place of a network's hardened copy for a format."""
+    if number_format == "int8":
+        return net / f"scales-{upset_rate:g}"
+    return net / restriction.replace(" ", "-")
 
 
 def summarise(plan: StudyPlan, target: Path, choices: Sequence[Choice]) -> Summary:
@@ -159,19 +160,19 @@ def summarise(plan: StudyPlan, target: Path, choices: Sequence[Choice]) -> Summa
     """
     cells = _Cells(plan, target, {choice.seed: choice for choice in choices})
     networks = [
-        cells.measured(seed, name, budget, number_format, restricted=restricted)
+        cells.measured(seed, name, budget, number_format, hardened=hardened)
         for budget, names in [(1.0, [DENSE]), *((b, cells.names) for b in plan.budgets)]
-        for name, number_format, restricted, seed in product(
+        for name, number_format, hardened, seed in product(
             names, plan.formats, (False, True), plan.seeds
         )
     ]
     comparisons = [
-        cells.compared(number_format, budget, name, restricted=restricted, against=against)
-        for number_format, budget, restricted, name in product(
+        cells.compared(number_format, budget, name, hardened=hardened, against=against)
+        for number_format, budget, hardened, name in product(
             plan.formats, plan.budgets, (False, True), cells.names
         )
         for against in (False, True)
-        if (restricted or not against) and (name, restricted) != (plan.baseline, against)
+        if (hardened or not against) and (name, hardened) != (plan.baseline, against)
     ]
     return Summary(
         study=plan.name,
@@ -194,15 +195,15 @@ class _Cells:
         self._runs: dict[Path, Run] = {}
 
     def measured(
-        self, seed: int, name: str, budget: float, number_format: str, *, restricted: bool
+        self, seed: int, name: str, budget: float, number_format: str, *, hardened: bool
     ) -> Measured:
-        place = self._place(seed, name, budget, number_format, restricted=restricted)
+        place = self._place(seed, name, budget, number_format, hardened=hardened)
         arm, exposure = arms.read(place), self._run(place).exposure
         return Measured(
             seed=seed,
             arm=name,
             budget=budget,
-            restricted=restricted,
+            hardened=hardened,
             format=number_format,
             accuracy=arm.accuracy,
             cycles=arm.cycles,
@@ -213,14 +214,14 @@ class _Cells:
         )
 
     def compared(
-        self, number_format: str, budget: float, name: str, *, restricted: bool, against: bool
+        self, number_format: str, budget: float, name: str, *, hardened: bool, against: bool
     ) -> Comparison:
         places = [
             [
-                self._place(seed, one, budget, number_format, restricted=bounds)
+                self._place(seed, one, budget, number_format, hardened=bounds)
                 for seed in self.plan.seeds
             ]
-            for one, bounds in ((self.plan.baseline, against), (name, restricted))
+            for one, bounds in ((self.plan.baseline, against), (name, hardened))
         ]
         sides = [[self._run(place) for place in side] for side in places]
         found = pooled(sides[0], sides[1])
@@ -229,8 +230,8 @@ class _Cells:
         return Comparison(
             format=number_format,
             budget=budget,
-            arm=_label(name, restricted=restricted),
-            baseline=_label(self.plan.baseline, restricted=against),
+            arm=_label(name, hardened=hardened),
+            baseline=_label(self.plan.baseline, hardened=against),
             ratio=found.ratio.estimate,
             low=found.ratio.low,
             high=found.ratio.high,
@@ -257,15 +258,15 @@ class _Cells:
         return paired_difference(means[1], means[0])
 
     def _place(
-        self, seed: int, name: str, budget: float, number_format: str, *, restricted: bool
+        self, seed: int, name: str, budget: float, number_format: str, *, hardened: bool
     ) -> Path:
         choice, folder = self.choices[seed], self.target / f"seed-{seed}"
         if name == DENSE:
             net = folder / DENSE
         else:
             net = folder / directory_of(budget, self.plan.arm(name), *choice.arms[name])
-        if restricted:
-            net = restricted_in(net, number_format, choice.restriction, choice.upset_rate)
+        if hardened:
+            net = hardened_in(net, number_format, choice.restriction, choice.upset_rate)
         return net / f"{number_format}-test"
 
     def _run(self, place: Path) -> Run:
@@ -277,5 +278,5 @@ class _Cells:
         return self._runs[place]
 
 
-def _label(name: str, *, restricted: bool) -> str:
-    return f"{name} + bounds" if restricted else name
+def _label(name: str, *, hardened: bool) -> str:
+    return f"{name} + hardening" if hardened else name
