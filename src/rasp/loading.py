@@ -56,12 +56,13 @@ class Loaded:
 
     @property
     def label(self) -> str:
-        """What tells it from other networks of a study: criterion and kept MACs."""
+        """What tells it from other networks of a study: criterion, kept MACs, hardening."""
         plan = self.plan
         pruned = f"{plan.criterion} {100 * plan.kept_macs:.0f} %" if plan else "dense"
-        if self.hardening is None:
-            return pruned
-        return f"{pruned}, {self.hardening['mode']} per {self.hardening['scope']}"
+        if self.hardening is not None:
+            pruned += f", {self.hardening['mode']} per {self.hardening['scope']}"
+        rate = float((self.quantization or {}).get("upset_rate", 0.0))
+        return f"{pruned}, scales for upsets {rate:g}" if rate else pruned
 
     @property
     def own_format(self) -> str:

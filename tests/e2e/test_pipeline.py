@@ -289,3 +289,13 @@ def test_demo_in_small_and_again(tmp_path):
     assert again.rows == first.rows
     assert (tmp_path / "report.html").exists()
     assert "cells" not in again.to_dict()["arms"][0]
+
+
+def test_labels_name_the_scales_that_allow_for_upsets(home, dense):
+    scaled = home / "scaled"
+    rasp("quantize", "--model", dense, "--upset-rate", "0.002", "--out", scaled)
+    found = rasp(
+        *("inject", "--model", scaled, "--trials", "200", "--images", "20"),
+        *("--out", home / "scaled-faults"),
+    )
+    assert found["arm"]["name"] == "dense, scales for upsets 0.002"
