@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from rasp.data import load
 from rasp.errors import ConfigError
+from rasp.network.lower import lower
+from rasp.nvdla.config import load as accelerator
 from rasp.pruning.allocation import Budget
 from rasp.pruning.importance import (
     CRITERIA,
@@ -20,7 +22,10 @@ from rasp.pruning.importance import (
     Reliability,
     Taylor,
 )
+from rasp.pruning.injection import injected_vulnerability
 from rasp.pruning.pruner import prune
+from rasp.pruning.vulnerability import channel_vulnerability
+from rasp.quantization.calibrate import quantize
 from rasp.zoo import ModelSpec, build
 
 
@@ -143,17 +148,29 @@ def test_reliability_without_vulnerability_is_taylor(trained):
     assert plans[0].steps == plans[1].steps
 
 
+def vulnerability(model, batch, style):
+    """First order in floating point; 100 injections a channel of the quantised network."""
+    network = lower(model, batch.images[:1])
+    if style != "int8":
+        return channel_vulnerability(network, batch.images, format=style)
+    rates = injected_vulnerability(
+        quantize(network, batch.images)[0],
+        accelerator("nv_full"),
+        batch.images,
+        trials=100 * sum(layer.conv.K for layer in network.layers),
+        seed=0,
+    )
+    return {name: rate.float() for name, rate in rates.items()}
+
+
 @pytest.mark.parametrize("style", ["fp32", "fp16", "int8"])
 def test_reliability_is_the_rank_of_taylor_less_the_rank_of_the_failures(trained, style):
     from scipy.stats import rankdata
 
-    from rasp.network.lower import lower
-    from rasp.pruning.vulnerability import channel_vulnerability
-
     model, batch = trained
     _, scores = scored(Reliability(lam=0.7, format=style), model, batch)
     _, taylor = scored(Taylor(), model, batch)
-    rates = channel_vulnerability(lower(model, batch.images[:1]), batch.images, format=style)
+    rates = vulnerability(model, batch, style)
     for root, score in scores.items():
         ranks = [(rankdata(v.numpy()) - 1) / (len(v) - 1) for v in (taylor[root], rates[root])]
         expected = torch.from_numpy(ranks[0] - 0.7 * ranks[1]).float()
@@ -162,13 +179,9 @@ def test_reliability_is_the_rank_of_taylor_less_the_rank_of_the_failures(trained
 
 @pytest.mark.parametrize("style", ["fp32", "int8"])
 def test_the_least_vulnerable_go_first_where_vulnerability_is_kept(trained, style):
-    from rasp.network.lower import lower
-    from rasp.pruning.vulnerability import channel_vulnerability
-
     model, batch = trained
     _, scores = scored(KeepVulnerable(format=style), model, batch)
-    network = lower(model, batch.images[:1])
-    rates = channel_vulnerability(network, batch.images, format=style)
+    rates, network = vulnerability(model, batch, style), lower(model, batch.images[:1])
     for root, score in scores.items():
         torch.testing.assert_close(score, rates[root] * network[root].conv.pixels)
 
