@@ -53,7 +53,7 @@ class TrainingConfig:
         precision: ``bf16`` computes convolutions and products in bfloat16, ``auto`` does where
             this machine is faster at it.
         augment: change training images as the data set allows.
-        upset_rate: share of the layers' results that bit flips strike, see :mod:`rasp.upsets`.
+        upset_rate: probability that a layer's result of an image is struck, see :mod:`rasp.upsets`.
 
     Raises:
         ConfigError: a value out of range.

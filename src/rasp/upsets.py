@@ -1,11 +1,15 @@
-"""Upsets in training: bits that flip in layers' results while a network learns.
+"""Upsets in training: channels that stand at an extreme while a network learns.
 
-A network that never saw a wrong value leans on few large ones. Trained with them it keeps its
-margins wide against what a flip can do, in INT8 too, where no bound helps.
+Where results are held to bounds, what an upset leaves is mostly a channel at its bound: one weight
+flipped in the convolution buffer moves every value of its kernel. A network fine-tuned among such
+channels learns to answer without any one of them. The extreme that stands in has a gradient, so it
+also learns to keep extremes low; these are the bounds measured later, and the scales in INT8.
 
 Source:
     U. Zahid, G. Gambardella, N. J. Fraser, M. Blott, K. Vissers, "FAT: Training Neural Networks
-    for Reliable Inference Under Hardware Faults", ITC 2020.
+    for Reliable Inference Under Hardware Faults", ITC 2020, for faults in the forward pass;
+    J. Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks",
+    arXiv:1805.06085, for a bound that the loss pulls down.
 """
 
 from __future__ import annotations
@@ -21,27 +25,26 @@ if TYPE_CHECKING:
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_BITS = 8
 
 
 @contextmanager
 def upset(model: nn.Module, images: Tensor, rate: float) -> Iterator[None]:
     """Strike the results of every layer but the last, in training mode, while the block runs.
 
-    A result is what a layer's batch-norm gives, or the layer itself where none follows. An upset
-    adds or takes ``2**b`` of the 127 steps up to the batch's largest magnitude, ``b`` uniform over
-    0 to 7: an int8 bit flip. Real ones are rare and alone; many at once teach in a few epochs.
-    Draws come from torch's generator of the CPU.
+    A result is what a layer's batch-norm gives, or the layer itself where none follows. In a struck
+    image's result one channel, uniform, holds everywhere the largest or the least value, as likely,
+    that it has in the batch. Real upsets are rare; many at once teach in a few epochs. Draws come
+    from torch's generator of the CPU.
 
     Args:
         model: gives logits for images.
         images: ``(N, C, H, W)``, to see which layers a batch-norm follows.
-        rate: share of the values of a result that are struck; 0 is none.
+        rate: probability that a result of one image is struck; 0 is none.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> images = torch.rand(8, 1, 2, 2)
-        >>> with upset(model, images, rate=0.5):
+        >>> with upset(model, images, rate=1.0):
         ...     struck = model(images)
         >>> bool((struck == model(images)).all())
         False
@@ -90,10 +93,13 @@ class _Strike:
         del inputs
         if not module.training:
             return None
-        count = round(self.rate * output.numel())
-        index = tuple(torch.randint(size, (count,)).to(output.device) for size in output.shape)
-        bit = torch.randint(_BITS, (count,))
-        sign = 1 - 2 * torch.randint(2, (count,))
-        step = output.detach().abs().amax() / 127
-        change = (sign * 2**bit).to(output) * step
-        return output.index_put(index, change, accumulate=True)
+        image = (torch.rand(len(output)) < self.rate).nonzero()[:, 0]
+        channel = torch.randint(output.shape[1], image.shape)
+        high = torch.rand(image.shape) < 0.5
+        image, channel, high = (draw.to(output.device) for draw in (image, channel, high))
+        values = output.movedim(1, 0)[channel].flatten(1)
+        if not len(values):
+            return None
+        extreme = torch.where(high, values.amax(dim=1), values.amin(dim=1))
+        place = extreme.view(-1, *[1] * (output.ndim - 2)).expand(-1, *output.shape[2:])
+        return output.index_put((image, channel), place)

@@ -197,7 +197,7 @@ def prune(
         typer.Option(help="Fine-tuning after every step, 0 for none; a third of training's."),
     ] = None,
     upset_rate: Annotated[
-        float, typer.Option(help="Share of results that bit flips strike in fine-tuning.")
+        float, typer.Option(help="Share of images an upset strikes in a layer in fine-tuning.")
     ] = 0.0,
     lam: Annotated[
         float,

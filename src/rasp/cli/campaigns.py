@@ -207,16 +207,44 @@ def merge(
 @campaigns.command()
 def export(
     *,
-    run: Annotated[Path, typer.Argument(help="Directory 'rasp inject' wrote.")],
-    file: Annotated[Path, typer.Argument(help="The .parquet file to write.")],
+    source: Annotated[
+        str, typer.Argument(help="Directory 'rasp inject' wrote, or a network as in --model.")
+    ],
+    file: Annotated[
+        Path, typer.Argument(help="The .parquet file of its trials, or the network's .onnx file.")
+    ],
+    format: Format = None,  # noqa: A002
+    batch: Annotated[int, typer.Option(help="Images of an inference of the ONNX network.")] = 1,
+    weights: Weights = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    trust_factory: Trust = False,
     json: Json = False,
 ) -> None:
-    """Write every trial of a campaign as a row of a Parquet file."""
+    """Write a campaign's trials as Parquet, or a network as ONNX."""
     from rasp import verbs
 
     with Console(json_output=json) as console:
-        found = verbs.export(run, file, progress=console.progress)
-    console.result(found.to_dict(), facts(("file", found.out), ("trials", f"{found.trials:,}")))
+        found = verbs.export(
+            source,
+            file,
+            format=format,
+            batch=batch,
+            data=data,
+            weights=weights,
+            data_dir=data_dir,
+            trust_factory=trust_factory,
+            progress=console.progress,
+        )
+    if found.trials is not None:
+        rest = [("trials", f"{found.trials:,}")]
+    else:
+        rest = [
+            ("format", str(found.format)),
+            ("same class", f"{found.same_class} of {found.images} validation images"),
+            ("logits differ", f"by {found.largest_difference:.2g} at most"),
+        ]
+    console.result(found.to_dict(), facts(("file", found.out), *rest))
 
 
 @campaigns.command()

@@ -32,7 +32,7 @@ class ArmPlan(_Frozen):
         scope: how widths are chosen, see :func:`rasp.verbs.prune`.
         format: number format the criterion and the widths are meant for.
         lam: weight of vulnerability or failures; of several one is chosen on validation images.
-        upset_rate: share of results that bit flips strike in fine-tuning, likewise.
+        upset_rate: how often upsets strike in fine-tuning, see :func:`rasp.verbs.prune`, likewise.
         like: arm whose choice is taken instead of an own one.
     """
 

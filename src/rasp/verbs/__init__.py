@@ -8,14 +8,15 @@ raises :class:`rasp.errors.RaspError` for what a user can mend, and has then wri
 from __future__ import annotations
 
 from rasp.verbs._compare import Compared, Comparisons, compare
+from rasp.verbs._export import Exported, export
 from rasp.verbs._fit import Fit, fit
 from rasp.verbs._harden import Hardened, harden
 from rasp.verbs._inject import Injected, inject
 from rasp.verbs._layer import LayerInjected, inject_layer
+from rasp.verbs._merge import Merged, merge
 from rasp.verbs._prune import Pruned, prune
 from rasp.verbs._quantize import Quantized, quantize
 from rasp.verbs._report import Reported, report
-from rasp.verbs._stores import Exported, Merged, export, merge
 from rasp.verbs._train import Evaluated, Trained, evaluate, train
 
 __all__ = [

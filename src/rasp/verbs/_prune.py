@@ -91,8 +91,8 @@ def prune(
         round_to: widths are multiples of it.
         iterations: steps to the budget, each fine-tuned.
         epochs: fine-tuning after every step, 0 for none; a third of the recipe's by default.
-        upset_rate: share of all results that bit flips strike while it is fine-tuned, see
-            :mod:`rasp.upsets`.
+        upset_rate: probability that an upset strikes a layer's result of an image while it is
+            fine-tuned, see :mod:`rasp.upsets`.
         lam: weight of the vulnerability in the criterion ``reliability``, and of the failures in
             the scope ``failures``.
         faults: population that failures are predicted for, as in :func:`rasp.verbs.inject`.

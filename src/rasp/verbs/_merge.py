@@ -1,4 +1,4 @@
-"""Join the stores of campaigns, and hand their trials to other programs."""
+"""Join the stores of campaigns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rasp import runs
-from rasp.errors import ConfigError
 from rasp.progress import Progress, silent
 from rasp.verbs._shared import STORE, Result
 
@@ -31,13 +30,6 @@ class Merged(Result):
     shards: tuple[str, ...]
 
 
-class Exported(Result):
-    """A written table of ``trials`` rows."""
-
-    out: Path
-    trials: int
-
-
 def merge(out: str | Path, inputs: Sequence[str | Path], *, progress: Progress = silent) -> Merged:
     """Join the stores of shards, or of any runs of one campaign, into one run directory.
 
@@ -55,20 +47,3 @@ def merge(out: str | Path, inputs: Sequence[str | Path], *, progress: Progress =
     found = join(target / STORE, [Path(run) / STORE for run in inputs], progress=progress)
     shards = tuple(map(str, found.shards))
     return Merged(out=target, trials=found.trials, asked=found.asked, shards=shards)
-
-
-def export(run: str | Path, out: str | Path, *, progress: Progress = silent) -> Exported:
-    """Write every trial of a campaign, finished or not, as one row of a Parquet file.
-
-    Args:
-        run: directory that :func:`rasp.verbs.inject` wrote.
-        out: the file; its name ends with ``.parquet``.
-        progress: hears about trials.
-    """
-    from rasp.campaign.parquet import write
-
-    if Path(out).suffix != ".parquet" or Path(out).is_dir():
-        raise ConfigError(f"Name a file that ends with .parquet, got '{out}'.")
-    runs.check_writable(Path(out).parent)
-    trials = write(Path(run) / STORE, Path(out), progress=progress)
-    return Exported(out=Path(out), trials=trials)
