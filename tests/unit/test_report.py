@@ -11,6 +11,7 @@ import pytest
 from rasp.analysis.exposure import Exposure
 from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
 from rasp.report import arms, figures, html, plotly_figures
+from rasp.report.layers import layer_table
 from rasp.report.verdict import verdict
 from rasp.statistics import clustered_rate, wilson
 
@@ -34,6 +35,7 @@ def make_arm(name="dense", *, number_format="int8", events=200, cycles=10_000, c
         "cycles": cycles,
         "outcomes": {"sdc1": sdc, "masked": wilson(9_000, 20_000)},
         "by_layer": {"conv1": wilson(events // 2, 10_000), "fc1": wilson(events // 2, 10_000)},
+        "layer_cycles": {"conv1": cycles // 4, "fc1": cycles - cycles // 4},
         "by_model": {"RD": wilson(30, 900), "WEIGHT": wilson(events, 4_000)},
         "cells": tuple(
             arms.Cell(layer=layer, bit=bit, rate=wilson(bit, 200))
@@ -248,6 +250,7 @@ def test_page_has_its_sections_in_order(page):
         "table",
         "pareto",
         "heat",
+        "layers",
         "models",
         "statistics",
         "limits",
@@ -263,10 +266,46 @@ def test_page_table_shows_every_arm_with_interval_and_n(page):
     rows = Outline(page).rows
 
     assert tuple(rows[0]) == html.HEADINGS
-    assert len(rows) == 1 + len(STUDY)
+    assert [row[0] for row in rows[1 : len(STUDY) + 2]] == [
+        *(arm.name for arm in STUDY),
+        "dense, INT8",
+    ]
     assert rows[4][0] == "magnitude 50 %"
     assert str(STUDY[3].sdc1) in rows[4]
     assert "5 000 (50 %)" in rows[4]
+
+
+def test_layers_failures_are_parts_of_the_dense_networks():
+    """Dense: 1 % of 20,000 in both layers; magnitude: 1.5 % in half the cycles."""
+    table = layer_table((STUDY[2], STUDY[3]), STUDY)
+    (conv, cells), (fc, more) = table.rows
+    assert (conv, fc) == ("conv1", "fc1")
+    assert cells[0] == "2 500"
+    assert cells[1] == str(STUDY[2].by_layer["conv1"])
+    parts = [float(cell.split(" %")[0]) for cell in (cells[2], more[2], cells[5], more[5])]
+    assert parts == [25, 75, 18.8, 56.2]
+    low, high = (float(end) for end in cells[2].split("[")[1].rstrip("]").split(", "))
+    assert 20 < low < 25 < high < 31
+
+
+def test_layers_without_cycles_make_no_table():
+    bare = make_arm().model_copy(update={"layer_cycles": {}})
+    assert layer_table((bare,), (bare,)) is None
+    assert "layers" not in Outline(html.render([bare], title="one")).ids
+    nothing = make_arm(events=0)
+    assert layer_table((nothing,), (nothing,)) is None
+
+
+def test_a_layer_that_a_network_lacks_leaves_its_cells_empty():
+    other = make_arm("magnitude 50 %").model_copy(
+        update={"layer_cycles": {"fc2": 9}, "by_layer": {"fc2": wilson(1, 9)}}
+    )
+    table = layer_table((STUDY[2], other), (STUDY[2], other))
+    assert [(row[0], row[1][3:] == ("",) * 3, row[1][:3] == ("",) * 3) for row in table.rows] == [
+        ("conv1", True, False),
+        ("fc1", True, False),
+        ("fc2", False, True),
+    ]
 
 
 def test_page_escapes_what_users_write(page):

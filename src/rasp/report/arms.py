@@ -62,6 +62,7 @@ class Arm(BaseModel):
         cycles: NVDLA cycles of one image.
         outcomes: rate per fault of each outcome, ``sdc1`` among them.
         by_layer, by_model: SDC-1 per fault of each layer and fault model.
+        layer_cycles: cycles in which each layer's registers can be hit; empty if unknown.
         cells: SDC-1 per layer and bit.
         exposure: what turns a rate per fault into failures per inference; ``None`` where faults
             were not drawn by the layers' cycles.
@@ -92,6 +93,7 @@ class Arm(BaseModel):
     outcomes: Annotated[dict[str, Rate], AfterValidator(_with_sdc1)]
     by_layer: dict[str, Rate]
     by_model: dict[str, Rate]
+    layer_cycles: dict[str, PositiveInt] = {}
     cells: tuple[Cell, ...]
     exposure: Exposure | None
     activity: Rate

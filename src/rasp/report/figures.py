@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rasp.report.arms import reference_of, relative_failures
+from rasp.report.layers import LayerTable, layer_table
 from rasp.report.verdict import verdict
 from rasp.statistics import spaced
 
@@ -160,12 +161,13 @@ class StudyFigures(NamedTuple):
     Attributes:
         pareto: ``None`` where no pruned network has a dense one to compare with.
         heat: a row a format: the dense network and the chosen one, or one network alone.
-        models: networks of the first row of ``heat``.
+        models, layers: networks of the first row of ``heat``.
     """
 
     pareto: ParetoInfo | None
     heat: tuple[tuple[HeatMapInfo, ...], ...]
     models: ModelsInfo
+    layers: LayerTable | None
 
 
 def study_figures(arms: Sequence[Arm]) -> StudyFigures:
@@ -177,6 +179,7 @@ def study_figures(arms: Sequence[Arm]) -> StudyFigures:
         pareto_info(everyone) if compared else None,
         tuple(tuple(heat_map_info(arm) for arm in pair) for pair in shown),
         models_info(shown[0]),
+        layer_table(shown[0], everyone),
     )
 
 

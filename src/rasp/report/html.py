@@ -13,6 +13,7 @@ from rasp._lazy import require
 from rasp.report import plotly_figures
 from rasp.report.arms import reference_of, relative_failures
 from rasp.report.figures import span, study_figures, title_of
+from rasp.report.layers import COLUMNS
 from rasp.report.verdict import verdict
 from rasp.statistics import spaced
 
@@ -107,6 +108,8 @@ def render(arms: Sequence[Arm], *, title: str, commands: Sequence[str] = ()) -> 
         ],
         models=_div(plotly_figures.fault_models(study.models), "models"),
         study=study,
+        columns=COLUMNS,
+        title_of=title_of,
         plotly=offline.get_plotlyjs(),
         statistics=_statistics(arms),
         limits=_limits(arms),

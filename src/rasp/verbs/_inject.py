@@ -261,6 +261,7 @@ def _facts(
         "outcomes": result.overall,
         "by_layer": result.by_layer["sdc1"],
         "by_model": result.by_model["sdc1"],
+        "layer_cycles": exposed or {},
         "cells": tuple(
             Cell.model_validate({"layer": key[0], "bit": key[1], "rate": rate})
             for key, rate in result.rates("sdc1", "layer", "bit").items()
