@@ -163,6 +163,40 @@ def test_models_of_the_zoo(tmp_path, model, images):
     assert largest < 1e-5 * network(x).abs().max()
 
 
+class Gated(nn.Module):
+    """Operations of the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = nn.functional.silu(self.conv(x)).mean((2, 3))
+        return self.head(x * torch.sigmoid(x))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_operations_of_the_host(images, tmp_path, batch, squeezed):
+    """One that means something else on a batch of one is written as it runs beside another."""
+    torch.manual_seed(2)
+    network = lower(Gated().eval(), images[:1])
+    if squeezed:
+        nodes = [
+            dataclasses.replace(node, call=lambda a, b: torch.squeeze(a * b))
+            if node.name == "mul"
+            else node
+            for node in network.nodes
+        ]
+        network = dataclasses.replace(network, nodes=tuple(nodes))
+    exported.write(network, tmp_path / "a.onnx", batch=batch)
+    assert np.allclose(logits(tmp_path / "a.onnx", images), network(images), atol=1e-6)
+    kinds = operators(tmp_path / "a.onnx")
+    assert kinds.count("Sigmoid") == 2
+    assert ("Concat" in kinds or "Slice" in kinds) == (squeezed and batch == 1)
+
+
 def test_what_cannot_be_written_leaves_the_old_file(network, tmp_path, monkeypatch):
     file = tmp_path / "a.onnx"
     file.write_text("old")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rasp import _lazy, checkpoint
 from rasp.errors import ConfigError
 from rasp.network.float_ops import clamp, compute
-from rasp.network.graph import Conv, Input, Pool
+from rasp.network.graph import Conv, Host, Input, Pool
 from rasp.network.int8_ops import VIEWS, Int8Arithmetic
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def write(
     images = torch.zeros(batch, *network.input_shape)
     with _quiet():
         program = torch.onnx.export(
-            _Graph(network).eval(),
+            _Graph(network, batch).eval(),
             (images,),
             dynamo=True,
             opset_version=OPSET,
@@ -121,12 +121,14 @@ def agreement(file: Path, network: Network, images: Tensor) -> Agreement:
 class _Graph(nn.Module):
     """A lowered network in plain torch, a child for each node."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, batch: int) -> None:
         super().__init__()
         self.nodes, self.output = network.nodes, network.output
         arithmetic = network.arithmetic
         int8 = arithmetic if isinstance(arithmetic, Int8Arithmetic) else None
-        self.steps = nn.ModuleList(_Step(node, int8) for node in network.nodes)
+        self.steps = nn.ModuleList(
+            _Step(node, int8, whole=_takes_batch(node, network, batch)) for node in network.nodes
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         values: dict[str, Tensor] = {}
@@ -141,9 +143,9 @@ class _Step(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, node: Node, int8: Int8Arithmetic | None) -> None:
+    def __init__(self, node: Node, int8: Int8Arithmetic | None, *, whole: bool) -> None:
         super().__init__()
-        self.node = node
+        self.node, self.whole = node, whole
         self.result = self.kernel = self.held = None
         if int8 is not None and not _keeps_grid(node):
             self.result = _Grid(torch.tensor(int8.scales[node.name]))
@@ -174,6 +176,8 @@ class _Step(nn.Module):
                 return x
             case Conv():
                 return clamp(self._convolved(node, x), node.clip)
+            case Host() if self.whole:
+                return node.call(*values)
             case _:
                 return compute(node, values)
 
@@ -238,6 +242,23 @@ class _Held(nn.Module):
             return x.clamp(None if self.lowest else low, high)
         held = x if self.lowest else torch.maximum(x, self.low)
         return torch.minimum(held, self.high)
+
+
+def _takes_batch(node: Node, network: Network, batch: int) -> bool:
+    """Whether a host's operation means on a batch what it means image by image, which is tried.
+
+    One image can mean something else (``squeeze``), and sizes may be those it was exported with.
+    """
+    if not isinstance(node, Host):
+        return False
+    draw = torch.Generator().manual_seed(0)
+    values = [torch.rand(batch, *network[name].shape, generator=draw) for name in node.inputs]
+    try:
+        found = node.call(*values)
+    except (RuntimeError, IndexError):
+        return False
+    expected = compute(node, values)
+    return found.shape == expected.shape and torch.allclose(found, expected, equal_nan=True)
 
 
 def _keeps_grid(node: Node) -> bool:
