@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from itertools import product
 
 import pytest
@@ -85,6 +87,18 @@ def test_every_network_is_measured_on_test_images(summary):
     assert {n["accuracy"]["n"] for n in summary["networks"]} == {450}
 
 
+def test_the_page_shows_every_comparison_and_the_first_seeds_networks(home, summary):
+    page = (home / "nets" / "report.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page)
+    texts = [re.sub(r"<[^>]+>", "|", row).replace("\N{NO-BREAK SPACE}", " ") for row in rows]
+    assert sum("|magnitude + hardening|" in text for text in texts) == 4
+    entry = compared(summary, "ours", "magnitude")
+    [row] = [text for text in texts if text.startswith("|ours||magnitude||fp32|")]
+    assert f"|{entry['ratio']:.2f}x [{entry['low']:.2f}, {entry['high']:.2f}]|" in row
+    names = [text.split("|")[1] for text in texts]
+    assert names.count("ours 50 % + hardening") == names.count("dense") == 2
+
+
 def test_each_seed_chose_on_validation_images(home, summary):
     for choice in summary["choices"]:
         folder = home / "nets" / f"seed-{choice['seed']}"
@@ -133,6 +147,13 @@ def test_bounds_keep_failures_away(summary):
     assert entry["high"] < 0.3
     assert entry["accuracy_delta"] > -0.02
     assert entry["low_accuracy_delta"] < entry["accuracy_delta"]
+
+
+def test_without_the_report_extra_nothing_is_begun(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    line = "study", home / "study.toml", "--out", tmp_path / "nets"
+    assert "torch-rasp[report]" in rasp(*line, code=3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_call_does_nothing_anew(home, places, summary):

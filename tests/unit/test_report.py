@@ -10,7 +10,7 @@ import pytest
 
 from rasp.analysis.exposure import Exposure
 from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
-from rasp.report import arms, figures, html, plotly_figures
+from rasp.report import arms, figures, html, matplotlib_figures, plotly_figures
 from rasp.report.layers import layer_table
 from rasp.report.verdict import verdict
 from rasp.statistics import clustered_rate, wilson
@@ -165,6 +165,14 @@ def test_pareto_info_draws_networks_of_the_same_widths_beside_each_other():
     assert magnitude.place < reliability.place == 5_000
 
 
+def test_pareto_info_keeps_many_criteria_near_their_cycles():
+    many = [make_arm(f"{letter} 50 %", cycles=5_000) for letter in "abcdefghijkl"]
+    points = figures.pareto_info([make_arm("dense"), *many]).panels["int8"]
+    assert len({point.place for point in points}) == 13
+    assert max(abs(point.place - point.cycles) for point in points) == pytest.approx(300)
+    assert len(plotly_figures.SYMBOLS) == len(matplotlib_figures.SYMBOLS) > len(points)
+
+
 def test_pareto_info_shows_the_bound_where_nothing_failed():
     never = make_arm("magnitude 50 %", events=0, cycles=5_000)
     info = figures.pareto_info((STUDY[2], never))
@@ -306,6 +314,14 @@ def test_a_layer_that_a_network_lacks_leaves_its_cells_empty():
         ("fc1", True, False),
         ("fc2", False, True),
     ]
+
+
+def test_page_shows_sections_above_the_networks():
+    section = html.Section("A <table>", "what it is", ("arm", "ratio"), (("ours", "0.5x"),))
+    outline = Outline(page := html.render(STUDY[:2], title="one", sections=[section]))
+    assert outline.ids.index("section-1") < outline.ids.index("table")
+    assert outline.rows[:2] == [["arm", "ratio"], ["ours", "0.5x"]]
+    assert "A &lt;table&gt;" in page
 
 
 def test_page_escapes_what_users_write(page):

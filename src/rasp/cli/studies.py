@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rasp.cli.console import Console, Table, facts
 from rasp.cli.options import DataDir, Device, Json
-
-if TYPE_CHECKING:
-    from rasp.study.summary import Comparison
 
 studies = typer.Typer()
 
@@ -37,6 +34,7 @@ def study(
     """Train, prune, choose, inject and compare, as a TOML file asks."""
     from rasp.study import load
     from rasp.study import study as run
+    from rasp.study.page import COLUMNS, cells
 
     with Console(json_output=json) as console:
         found = run(
@@ -58,27 +56,8 @@ def study(
     console.result(
         found.found.model_dump(mode="json"),
         Table(
-            [
-                *("arm", "against", "format", ">budget", ">failures per inference"),
-                *(">each seed", ">top-1"),
-            ],
-            [_row(entry) for entry in found.found.comparisons],
-            notes=["", f"Summary: {found.summary}"],
+            [*COLUMNS[:3], *(f">{name}" for name in COLUMNS[3:])],
+            [cells(entry) for entry in found.found.comparisons],
+            notes=["", f"Summary: {found.summary}", f"Report: {found.report}"],
         ),
     )
-
-
-def _row(entry: Comparison) -> list[str]:
-    from rasp.statistics import Ratio
-
-    ratio = Ratio(entry.ratio, entry.low, entry.high, 0.95)
-    seeds = ", ".join("-" if one is None else f"{one:.2g}" for one in entry.by_seed)
-    return [
-        entry.arm,
-        entry.baseline,
-        entry.format,
-        f"{entry.budget:.0%}",
-        str(ratio),
-        seeds,
-        f"{100 * entry.accuracy_delta:+.2f}",
-    ]

@@ -37,7 +37,7 @@ ACCURACY = "top-1 (%)"
 BIT = "bit (left: most significant)"
 SDC1 = "SDC-1 per fault (%)"
 
-_BESIDE = 0.03  # of the range of cycles, between criteria that gave the same widths
+_BESIDE, _SPREAD = 0.03, 0.12  # of the range of cycles, between neighbours and all criteria
 
 
 class ParetoPoint(NamedTuple):
@@ -193,8 +193,8 @@ def pareto_info(arms: Sequence[Arm]) -> ParetoInfo:
     everyone = tuple(arms)
     criteria = tuple(dict.fromkeys(arm.criterion for arm in everyone if arm.criterion))
     cycles = [arm.cycles for arm in everyone]
-    step = _BESIDE * (max(cycles) - min(cycles))
     middle = (len(criteria) - 1) / 2
+    step = min(_BESIDE, _SPREAD / max(2 * middle, 1)) * (max(cycles) - min(cycles))
     panels: dict[str, list[ParetoPoint]] = {}
     left_out = []
     for arm in everyone:

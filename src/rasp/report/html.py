@@ -52,6 +52,21 @@ These are estimates for evidence, not a claim of conformity with a safety standa
 """What a reader has to know before quoting a number, a line each."""
 
 
+class Section(NamedTuple):
+    """A table above that of the networks.
+
+    Attributes:
+        heading, note: what is over it.
+        columns: its head.
+        rows: a text for each column.
+    """
+
+    heading: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 class Row(NamedTuple):
     """One arm as the table shows it.
 
@@ -72,13 +87,20 @@ def rows(arms: Sequence[Arm]) -> tuple[Row, ...]:
     return tuple(_row(arm, tuple(arms), best=arm is chosen) for arm in arms)
 
 
-def render(arms: Sequence[Arm], *, title: str, commands: Sequence[str] = ()) -> str:
+def render(
+    arms: Sequence[Arm],
+    *,
+    title: str,
+    commands: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+) -> str:
     """Write the page.
 
     Args:
         arms: at least one; dense ones are the reference of the pruned ones of their format.
         title: heading of the page.
         commands: what reproduces the whole study; each arm's own command is shown anyway.
+        sections: tables above that of the arms.
 
     Returns:
         The HTML text, about 5 MB because it carries the plotting library.
@@ -99,6 +121,7 @@ def render(arms: Sequence[Arm], *, title: str, commands: Sequence[str] = ()) -> 
     page: str = template.render(
         title=title,
         verdict=verdict(arms).sentence,
+        sections=sections,
         headings=HEADINGS,
         rows=rows(arms),
         pareto=study.pareto and _div(plotly_figures.pareto(study.pareto), "pareto"),

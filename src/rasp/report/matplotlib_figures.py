@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         StudyFigures,
     )
 
-SYMBOLS = ("*", "o", "s", "^", "P", "p", "h")
+SYMBOLS = ("*", "o", "s", "^", "P", "p", "h", "D", "v", "X", "<", ">", "d", "8")
 """Marker of each criterion in the order they appear, the dense network's first."""
 
 WIDTH = 7.16

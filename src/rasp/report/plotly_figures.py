@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from rasp.report.figures import HeatMapInfo, ModelsInfo, ParetoInfo, ParetoPoint
 
-SYMBOLS = ("star", "circle", "square", "triangle-up", "cross", "pentagon", "hexagram")
+SYMBOLS = (
+    *("star", "circle", "square", "triangle-up", "cross", "pentagon", "hexagram", "diamond"),
+    *("triangle-down", "x", "triangle-left", "triangle-right", "bowtie", "hourglass"),
+)
 """Marker of each criterion in the order they appear, the dense network's first."""
 
 _MARKS = ("circle", "diamond", "square", "triangle-up")

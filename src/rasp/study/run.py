@@ -14,12 +14,14 @@ from rasp import checkpoint, runs, verbs
 from rasp.errors import ConfigError, StoreMismatchError
 from rasp.progress import Progress, silent
 from rasp.report import arms
+from rasp.study import page
 from rasp.study.summary import (
     SUMMARY,
     Choice,
     Summary,
     directory_of,
     hardened_in,
+    injected,
     summarise,
 )
 
@@ -33,6 +35,7 @@ Option = TypeVar("Option")
 
 PLAN = "study.json"
 CHOICES = "choices.json"
+REPORT = "report.html"
 _MAY_GROW = ("seeds", "budgets", "arms")  # what is added later leaves finished work valid
 
 
@@ -43,11 +46,13 @@ class Studied(NamedTuple):
         out: directory of the networks and campaigns.
         summary: written file; ``None`` while seeds are missing.
         found: what it holds.
+        report: page in ``out``; ``None`` while seeds are missing.
     """
 
     out: Path
     summary: Path | None
     found: Summary | None
+    report: Path | None
 
 
 def study(
@@ -77,7 +82,9 @@ def study(
     Raises:
         ConfigError: seeds that are not the plan's.
         StoreMismatchError: ``out`` holds another study.
+        PrerequisiteError: the report extra is not installed.
     """
+    page.check()
     target = runs.RUNS / plan.name if out is None else Path(out)
     mine = plan.seeds if seeds is None else tuple(seeds)
     if odd := [seed for seed in mine if seed not in plan.seeds]:
@@ -91,11 +98,15 @@ def study(
             replica.run()
     choices = [_finished(target / f"seed-{seed}", plan) for seed in plan.seeds]
     if not all(choices):
-        return Studied(target, None, None)
-    found = summarise(plan, target, [choice for choice in choices if choice is not None])
+        return Studied(target, None, None, None)
+    known = [choice for choice in choices if choice is not None]
+    found = summarise(plan, target, known)
     folder = Path("results") / plan.name if results is None else Path(results)
     checkpoint.write_atomic(folder / SUMMARY, found.to_json().encode())
-    return Studied(target, folder / SUMMARY, found)
+    report = target / REPORT
+    content = page.page(found, injected(plan, target, known[0]))
+    checkpoint.write_atomic(report, content.encode())
+    return Studied(target, folder / SUMMARY, found, report)
 
 
 def _claim(target: Path, plan: StudyPlan) -> None:

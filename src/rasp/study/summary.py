@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from rasp.report.arms import Arm
     from rasp.study.plan import ArmPlan, StudyPlan
 
 SUMMARY = "summary.json"
@@ -183,6 +184,23 @@ def summarise(plan: StudyPlan, target: Path, choices: Sequence[Choice]) -> Summa
     )
 
 
+def injected(plan: StudyPlan, target: Path, choice: Choice) -> tuple[Arm, ...]:
+    """Every pruned network of a seed and the dense one, by format, under their arms' names.
+
+    Args:
+        plan: the study.
+        target: its directory.
+        choice: of the seed.
+    """
+    cells = _Cells(plan, target, {choice.seed: choice})
+    found = []
+    for number_format in plan.formats:
+        found.append(cells.named(choice.seed, DENSE, 1.0, number_format, hardened=False))
+        for budget, hardened, name in product(plan.budgets, (False, True), cells.names):
+            found.append(cells.named(choice.seed, name, budget, number_format, hardened=hardened))
+    return tuple(found)
+
+
 DENSE = "dense"
 
 
@@ -212,6 +230,16 @@ class _Cells:
             failures=(exposure.failures, *exposure.interval),
             trials=arm.trials,
         )
+
+    def named(
+        self, seed: int, name: str, budget: float, number_format: str, *, hardened: bool
+    ) -> Arm:
+        """A network's arm of a report."""
+        arm = arms.read(self._place(seed, name, budget, number_format, hardened=hardened))
+        if name == DENSE:
+            return arm.model_copy(update={"name": DENSE, "criterion": None})
+        label = _label(f"{name} {100 * budget:g} %", hardened=hardened)
+        return arm.model_copy(update={"name": label, "criterion": name})
 
     def compared(
         self, number_format: str, budget: float, name: str, *, hardened: bool, against: bool
