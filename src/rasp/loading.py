@@ -56,13 +56,21 @@ class Loaded:
 
     @property
     def label(self) -> str:
-        """What tells it from other networks of a study: criterion, kept MACs, hardening."""
-        plan = self.plan
-        pruned = f"{plan.criterion} {100 * plan.kept_macs:.0f} %" if plan else "dense"
-        if self.hardening is not None:
-            pruned += f", {self.hardening['mode']} per {self.hardening['scope']}"
-        rate = float((self.quantization or {}).get("upset_rate", 0.0))
-        return f"{pruned}, scales for upsets {rate:g}" if rate else pruned
+        """What tells it from other networks of a study: how it was pruned and hardened."""
+        plan, hardening = self.plan, self.hardening
+        scales = (self.quantization or {}).get("upset_rate")
+        parts = [f"{plan.criterion} {100 * plan.kept_macs:.0f} %" if plan else "dense"]
+        if plan is not None and plan.scope == "failures":
+            parts.append("widths by failures")
+        if plan is not None and plan.upset_rate:
+            parts.append(f"fine-tuned under upsets {plan.upset_rate:g}")
+        if hardening is not None:
+            rate = hardening.get("upset_rate")
+            tight = f" for upsets {rate:g}" if rate else ""
+            parts.append(f"{hardening['mode']} per {hardening['scope']}{tight}")
+        if scales:
+            parts.append(f"scales for upsets {scales:g}")
+        return ", ".join(parts)
 
     @property
     def own_format(self) -> str:

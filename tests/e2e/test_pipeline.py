@@ -163,6 +163,27 @@ def test_widths_are_traded_for_failures(home, dense):
     assert even["widths"] != plain["widths"]
 
 
+def test_names_say_how_a_network_was_pruned_and_hardened(home, dense):
+    pruned, bounded, scaled = (home / f"named-{kind}" for kind in ("pruned", "bounded", "scaled"))
+    rasp(
+        *("prune", "--model", dense, "--criterion", "taylor", "--macs", "0.5", "--epochs", "1"),
+        *("--scope", "failures", "--upset-rate", "0.05", "--out", pruned),
+    )
+    rasp("harden", "--model", pruned, "--upset-rate", "0.001", "--out", bounded)
+    rasp("quantize", "--model", bounded, "--upset-rate", "0.002", "--out", scaled)
+    few = ("--trials", "20", "--images", "5")
+    name = rasp("inject", "--model", scaled, *few, "--out", home / "named")["arm"]["name"]
+    first, *rest = name.split(", ")
+    assert first.startswith("taylor ")
+    assert rest == [
+        "widths by failures",
+        "fine-tuned under upsets 0.05",
+        "clip per layer for upsets 0.001",
+        "scales for upsets 0.002",
+    ]
+    assert checkpoint.read(pruned).plan["upset_rate"] == 0.05
+
+
 def test_images_of_the_validation_split_are_injected_for_choices(home, dense):
     found = rasp(
         *("inject", "--model", dense, "--trials", "300", "--images", "40"),

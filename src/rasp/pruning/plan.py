@@ -67,6 +67,7 @@ class PruningPlan(_Frozen):
         scope: ``"uniform"``, ``"global"`` or ``"failures"``: how widths were chosen.
         round_to: channels of an atom.
         iterations: steps the pruning was spread over.
+        upset_rate: how often upsets struck in fine-tuning, see :mod:`rasp.upsets`.
         budget: what was allowed to stay.
         seed: seed of the criterion.
         steps: channels to remove, one step a group, in order.
@@ -80,6 +81,7 @@ class PruningPlan(_Frozen):
     scope: Literal["uniform", "global", "failures"] = "uniform"
     round_to: PositiveInt = 1
     iterations: PositiveInt = 1
+    upset_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     budget: Budget
     seed: NonNegativeInt = 0
     steps: tuple[PruningStep, ...]

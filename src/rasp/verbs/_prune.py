@@ -234,7 +234,8 @@ def _prune(
             seed=arguments["seed"],
             progress=silent if epochs else named(progress, label),
         )
-    pruned = replace(loaded, model=result.model.eval(), plan=result.plan, quantization=None)
+    plan = result.plan.model_copy(update={"upset_rate": arguments["upset_rate"] if epochs else 0.0})
+    pruned = replace(loaded, model=result.model.eval(), plan=plan, quantization=None)
     if loaded.hardening is not None:
         pruned = measured_anew(pruned)
     size = complexity.count(result.model, loaded.example)
