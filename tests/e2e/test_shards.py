@@ -103,6 +103,10 @@ def test_export_writes_every_trial(inject, tmp_path):
     assert done.exit_code == 0, done.output
     table = pq.read_table(tmp_path / "trials.parquet").drop_columns("stratum")
     assert [tuple(row[name] for name in ORDER) for row in table.to_pylist()] == rows(tmp_path / "a")
+    refused = rasp("export", "a", "more.parquet", "--batch", "1", "--format", "int8")
+    assert refused.exit_code == 2
+    assert "--format, --batch" in refused.stderr
+    assert not (tmp_path / "more.parquet").exists()
 
 
 ORDER = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from itertools import product
@@ -11,6 +12,7 @@ from itertools import product
 import pytest
 from typer.testing import CliRunner
 
+from rasp import locks
 from rasp.analysis.compare import compare
 from rasp.campaign import result
 from rasp.cli.app import app
@@ -160,6 +162,15 @@ def test_a_second_call_does_nothing_anew(home, places, summary):
     stores = {path: path.stat().st_mtime_ns for path in (home / "nets").rglob("*.sqlite")}
     assert rasp("study", home / "study.toml", *places) == summary
     assert {path: path.stat().st_mtime_ns for path in stores} == stores
+
+
+def test_a_second_driver_of_a_seed_is_refused(home, places, summary):
+    lock = locks.claim(home / "nets" / "seed-1")
+    line = "study", home / "study.toml", *places
+    assert "another process" in rasp(*line, code=4)
+    assert rasp(*line, "--seed", 0) == summary
+    os.close(lock)
+    assert rasp(*line) == summary
 
 
 def test_another_study_is_kept_out_of_the_directory(home, places, summary):

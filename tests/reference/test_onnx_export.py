@@ -205,9 +205,11 @@ def test_what_cannot_be_written_leaves_the_old_file(network, tmp_path, monkeypat
     half = network.with_arithmetic(FloatArithmetic("fp16"))
     with pytest.raises(ConfigError, match="fp32 or int8, got fp16"):
         exported.write(half, file)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(PrerequisiteError, match=r"pip install 'torch-rasp\[export\]'"):
-        exported.write(network, file)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            with pytest.raises(PrerequisiteError, match=r"pip install 'torch-rasp\[export\]'"):
+                exported.write(network, file)
     assert file.read_text() == "old"
 
 
@@ -232,6 +234,13 @@ def test_the_command_writes_and_checks(hardened, tmp_path):
     properties = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert properties["rasp.hardening"] == "clip layer"
     assert operators(file).count("Clip") >= 4
+
+
+@pytest.mark.parametrize("batch", [3, 100])
+def test_images_that_do_not_fill_batches_are_checked(network, images, tmp_path, batch):
+    exported.write(network, tmp_path / "a.onnx", batch=batch)
+    found = exported.agreement(tmp_path / "a.onnx", network, images)
+    assert found.images == found.same_class == len(images)
 
 
 def test_the_command_refuses_what_it_cannot_write(hardened, tmp_path):

@@ -494,7 +494,7 @@ def test_a_store_can_be_moved(path):
 
 def test_a_place_that_cannot_hold_a_store_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="Cannot write a store"):
+    with pytest.raises(ConfigError, match="Cannot write"):
         open_or_create(tmp_path / "file" / "campaign.sqlite", SPEC)
     with pytest.raises(ConfigError, match="at least one trial"):
         open_or_create(tmp_path / "campaign.sqlite", SPEC, chunk=0)

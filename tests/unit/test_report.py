@@ -115,6 +115,10 @@ def test_reading_says_what_is_wrong_with_a_file(tmp_path):
     file.write_text(json.dumps({"schema_version": 1, "name": "x"}))
     with pytest.raises(ConfigError, match="network"):
         arms.read(tmp_path)
+    content = json.loads(make_arm().to_json()) | {"layer_cycles": {"conv1": 9}}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="layer_cycles has no 'fc1'"):
+        arms.read(tmp_path)
 
 
 def test_relative_failures_compare_with_the_dense_arm_of_the_same_format():

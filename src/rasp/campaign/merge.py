@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rasp import locks
 from rasp.campaign import database, reader, store
 from rasp.campaign.chunks import Shard
 from rasp.errors import ConfigError, StoreMismatchError
@@ -60,7 +61,7 @@ def merge(out: str | Path, inputs: Sequence[str | Path], *, progress: Progress =
     with ExitStack() as stack:
         if not out.exists():
             _open(stack, inputs)  # refuse what cannot be joined before anything is made
-        lock = store.claim(out)
+        lock = locks.claim(out)
         stack.callback(os.close, lock)
         sources = _open(stack, [*([out] if out.exists() else []), *inputs])
         new = stack.enter_context(database.staged(out))

@@ -6,12 +6,11 @@ driver at a time (an advisory lock beside it) and can be read meanwhile.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from rasp import locks
 from rasp.campaign import database, reader
 from rasp.campaign.chunks import TRIALS, Chunks, Shard, check_shard
 from rasp.campaign.contents import (
@@ -23,7 +22,7 @@ from rasp.campaign.contents import (
     Tallies,
     pack,
 )
-from rasp.errors import ConfigError, PrerequisiteError, StoreMismatchError
+from rasp.errors import ConfigError, StoreMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,7 +196,7 @@ def open_or_create(
         _check(path, spec, shard)
     elif shard is not None:
         check_shard(shard, spec, Chunks(spec.rounds(), chunk))
-    lock = claim(path)
+    lock = locks.claim(path)
     try:
         if not path.exists():
             meta = {"spec": spec.to_json(), "chunk": str(chunk)}
@@ -220,31 +219,6 @@ def read(path: str | Path) -> Contents:
     """
     with reader.opened(path) as source:
         return source.contents()
-
-
-def claim(path: Path) -> int:
-    """Take the lock of a store's one driver; closing the file descriptor gives it back.
-
-    Raises:
-        StoreMismatchError: another process has it.
-        ConfigError: nothing can be written at ``path``.
-        PrerequisiteError: the disk is full.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        kind = PrerequisiteError if full else ConfigError
-        raise kind(f"Cannot write a store at '{path}': {error.strerror}.") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise StoreMismatchError(
-            f"Store '{path}' is being filled by another process. Wait for it, or name another file."
-        ) from None
-    return lock
 
 
 def _check(path: Path, spec: CampaignSpec, shard: Shard | None) -> None:

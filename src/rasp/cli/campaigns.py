@@ -214,7 +214,9 @@ def export(
         Path, typer.Argument(help="The .parquet file of its trials, or the network's .onnx file.")
     ],
     format: Format = None,  # noqa: A002
-    batch: Annotated[int, typer.Option(help="Images of an inference of the ONNX network.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(help="Images of an inference of the ONNX network, 1 by default.")
+    ] = None,
     weights: Weights = None,
     data: Data = None,
     data_dir: DataDir = None,

@@ -62,11 +62,12 @@ def write(
         metadata: JSON values, kept as properties ``rasp.KEY`` of the model.
 
     Raises:
-        PrerequisiteError: ``onnx`` or ``onnxscript`` is not installed.
+        PrerequisiteError: a package to write or check the file with is not installed.
         ConfigError: a network in fp16, or a batch below 1.
     """
     onnx = _lazy.require("onnx", extra="export", feature=_FEATURE)
-    _lazy.require("onnxscript", extra="export", feature=_FEATURE)
+    for package in ("onnxscript", "onnxruntime"):
+        _lazy.require(package, extra="export", feature=_FEATURE)
     if network.format not in ("fp32", "int8"):
         raise ConfigError(f"ONNX is written in fp32 or int8, got {network.format}.")
     if batch < 1:
@@ -99,23 +100,23 @@ def agreement(file: Path, network: Network, images: Tensor) -> Agreement:
     Args:
         file: from :func:`write`.
         network: the one it was written from.
-        images: normalised ``(N, C, H, W)``; what does not fill a batch is left out.
+        images: normalised ``(N, C, H, W)``; the first ones fill up the last batch.
     """
-    runtime = _lazy.require("onnxruntime", extra="export", feature="Checking the ONNX file")
+    runtime = _lazy.require("onnxruntime", extra="export", feature=_FEATURE)
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     [entry] = session.get_inputs()
     batch = entry.shape[0]
-    whole = images[: len(images) // batch * batch]
+    whole = images[torch.arange(-(-len(images) // batch) * batch) % len(images)]
     got = torch.cat(
         [
             torch.from_numpy(session.run(None, {entry.name: part.numpy()})[0])
             for part in torch.split(whole, batch)
         ]
-    )
+    )[: len(images)]
     with torch.inference_mode():
-        wanted = network(whole)
+        wanted = network(images)
     same = int((got.argmax(1) == wanted.argmax(1)).sum())
-    return Agreement(len(whole), same, float((got - wanted).abs().max()))
+    return Agreement(len(images), same, float((got - wanted).abs().max()))
 
 
 class _Graph(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from rasp.analysis.exposure import Exposure, relative
@@ -62,7 +63,8 @@ class Arm(BaseModel):
         cycles: NVDLA cycles of one image.
         outcomes: rate per fault of each outcome, ``sdc1`` among them.
         by_layer, by_model: SDC-1 per fault of each layer and fault model.
-        layer_cycles: cycles in which each layer's registers can be hit; empty if unknown.
+        layer_cycles: cycles in which the registers of each layer of ``by_layer`` can be hit; empty
+            if unknown.
         cells: SDC-1 per layer and bit.
         exposure: what turns a rate per fault into failures per inference; ``None`` where faults
             were not drawn by the layers' cycles.
@@ -105,6 +107,12 @@ class Arm(BaseModel):
     notes: tuple[str, ...] = ()
     command: str
     provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _same_layers(self) -> Self:
+        if self.layer_cycles and (odd := self.by_layer.keys() - self.layer_cycles):
+            raise ValueError(f"layer_cycles has no {min(odd)!r}, by_layer has")
+        return self
 
     @property
     def sdc1(self) -> Rate:

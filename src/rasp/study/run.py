@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from rasp import checkpoint, runs, verbs
+from rasp import checkpoint, locks, runs, verbs
 from rasp.errors import ConfigError, StoreMismatchError
 from rasp.progress import Progress, silent
 from rasp.report import arms
@@ -81,7 +82,7 @@ def study(
 
     Raises:
         ConfigError: seeds that are not the plan's.
-        StoreMismatchError: ``out`` holds another study.
+        StoreMismatchError: ``out`` holds another study, or another process is at work on a seed.
         PrerequisiteError: the report extra is not installed.
     """
     page.check()
@@ -94,8 +95,11 @@ def study(
     _claim(target, plan)
     with runs.resumable(target):
         for seed in mine:
-            replica = _Replica(plan, target, seed, data_dir, device, workers, progress)
-            replica.run()
+            lock = locks.claim(target / f"seed-{seed}")
+            try:
+                _Replica(plan, target, seed, data_dir, device, workers, progress).run()
+            finally:
+                os.close(lock)
     choices = [_finished(target / f"seed-{seed}", plan) for seed in plan.seeds]
     if not all(choices):
         return Studied(target, None, None, None)

@@ -42,7 +42,7 @@ def export(
     out: str | Path,
     *,
     format: str | None = None,  # noqa: A002
-    batch: int = 1,
+    batch: int | None = None,
     data: str | None = None,
     weights: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -56,7 +56,7 @@ def export(
             for ``.onnx`` a checkpoint directory or a model's name.
         out: the file; its name ends with ``.parquet`` or ``.onnx``.
         format: of a network, ``fp32`` or ``int8``; by default its own.
-        batch: images of an inference of a network.
+        batch: images of an inference of a network, by default 1.
         data: data set of a network; a checkpoint knows its own.
         weights: weight file for a name.
         data_dir: where data sets lie.
@@ -64,7 +64,7 @@ def export(
         progress: hears about trials.
 
     Raises:
-        ConfigError: another kind of file.
+        ConfigError: another kind of file, or an option of networks for trials.
         PrerequisiteError: the packages for it are not installed.
     """
     file = Path(out)
@@ -72,6 +72,11 @@ def export(
         raise ConfigError(f"Name a file that ends with .parquet or .onnx, got '{out}'.")
     runs.check_writable(file.parent)
     if file.suffix == ".parquet":
+        ours = {"format": format, "batch": batch, "data": data, "weights": weights}
+        if odd := [f"--{name}" for name, value in ours.items() if value is not None]:
+            raise ConfigError(
+                f"{', '.join(odd)}: of networks, got '{out}'. Drop it, or name an .onnx file."
+            )
         from rasp.campaign.parquet import write
 
         return Exported(out=file, trials=write(Path(source) / STORE, file, progress=progress))
@@ -83,7 +88,7 @@ def export(
         trust_factory=trust_factory,
         progress=progress,
     )
-    return _network(loaded, file, format or loaded.own_format, batch)
+    return _network(loaded, file, format or loaded.own_format, 1 if batch is None else batch)
 
 
 def _network(loaded: Loaded, file: Path, number_format: str, batch: int) -> Exported:
@@ -91,7 +96,7 @@ def _network(loaded: Loaded, file: Path, number_format: str, batch: int) -> Expo
 
     network = loading.network_of(loaded, number_format)
     onnx.write(network, file, batch=batch, metadata=_facts(loaded, number_format, batch))
-    images = loaded.dataset.validation[: max(batch, CHECKED_IMAGES)]
+    images = loaded.dataset.validation[:CHECKED_IMAGES]
     found = onnx.agreement(file, network, loaded.dataset.tensor(images))
     return Exported(
         out=file,
