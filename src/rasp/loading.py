@@ -64,6 +64,8 @@ class Loaded:
             parts.append("widths by failures")
         if plan is not None and plan.upset_rate:
             parts.append(f"fine-tuned under upsets {plan.upset_rate:g}")
+        if plan is not None and plan.distill:
+            parts.append(f"distilled {plan.distill:g}")
         if hardening is not None:
             rate = hardening.get("upset_rate")
             tight = f" for upsets {rate:g}" if rate else ""

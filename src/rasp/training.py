@@ -92,6 +92,20 @@ class TrainingConfig:
                 raise ConfigError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")
 
 
+class Teacher(NamedTuple):
+    """A network whose answers are learned beside the labels (Hinton et al., 2015).
+
+    Attributes:
+        model: takes the same images; it is not changed.
+        share: of the loss that holds the student's softened probabilities against the teacher's.
+        temperature: that both are softened with.
+    """
+
+    model: nn.Module
+    share: float
+    temperature: float = 4.0
+
+
 class AccuracyCount(NamedTuple):
     """Right answers among images; an image whose logits are not finite counts as wrong."""
 
@@ -146,6 +160,7 @@ def fit(
     dataset: Dataset,
     config: TrainingConfig,
     *,
+    teacher: Teacher | None = None,
     device: str = "cpu",
     checkpoint_dir: Path | None = None,
     progress: Progress = silent,
@@ -156,6 +171,7 @@ def fit(
         model: takes normalised images ``(N, C, H, W)``, gives logits ``(N, classes)``.
         dataset: its ``train`` and ``validation`` parts are used, never ``test``.
         config: how to train.
+        teacher: whose answers count beside the labels.
         device: ``"cpu"``, ``"cuda"``, ...; the network stays there.
         checkpoint_dir: folder for a state file, written after every epoch. If it holds the state of
             this very run (configuration, data and first weights), training goes on from there; on
@@ -173,8 +189,12 @@ def fit(
     optimizer = _optimizer(parameters, config)
     state = None
     if checkpoint_dir is not None:
-        state = _StateFile(Path(checkpoint_dir) / STATE_FILE, _identity(model, dataset, config))
+        state = _StateFile(
+            Path(checkpoint_dir) / STATE_FILE, _identity(model, dataset, config, teacher)
+        )
     history = [] if state is None else state.restore(model, optimizer)
+    if teacher is not None:
+        teacher.model.eval().to(device)
     images = torch.from_numpy(dataset.train.images).to(device)
     labels = torch.from_numpy(dataset.train.labels).to(device)
     autocast = _autocast(config.precision, device)
@@ -191,16 +211,9 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = _rate(step, config.epochs * per_epoch, config)
                 x = augmented(images[index], dataset.augment if config.augment else "none")
+                x = dataset.normalise(x).to(memory_format=torch.channels_last)
                 with autocast():
-                    logits = model(dataset.normalise(x).to(memory_format=torch.channels_last))
-                if not isinstance(logits, Tensor):
-                    raise ConfigError(
-                        f"While training, {type(model).__name__} gives {type(logits).__name__}; it "
-                        "must give one tensor of logits (N, classes). Switch other heads off."
-                    )
-                mean = nn.functional.cross_entropy(
-                    logits.float(), labels[index], label_smoothing=config.label_smoothing
-                )
+                    mean = _loss(model, teacher, x, labels[index], config)
                 optimizer.zero_grad()
                 mean.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -300,6 +313,26 @@ def augmented(images: Tensor, how: Augment) -> Tensor:
     ]
 
 
+def _loss(
+    model: nn.Module, teacher: Teacher | None, x: Tensor, labels: Tensor, config: TrainingConfig
+) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise ConfigError(
+            f"While training, {type(model).__name__} gives {type(logits).__name__}; it must give "
+            "one tensor of logits (N, classes). Switch other heads off."
+        )
+    logits = logits.float()
+    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        answers = teacher.model(x).float()
+    student, wanted = ((of / teacher.temperature).log_softmax(1) for of in (logits, answers))
+    apart = nn.functional.kl_div(student, wanted, reduction="batchmean", log_target=True)
+    return torch.lerp(loss, teacher.temperature**2 * apart, teacher.share)
+
+
 def _batches(n: int, epoch: int, config: TrainingConfig) -> list[Tensor]:
     keys = rng.words(config.seed, f"epoch {epoch}", 0, n, 4)[:, 0]
     order = torch.from_numpy(np.argsort(keys, kind="stable"))
@@ -352,19 +385,28 @@ def _seeded(seed: int, epoch: int, device: str) -> Iterator[None]:
         yield
 
 
-def _identity(model: nn.Module, dataset: Dataset, config: TrainingConfig) -> dict[str, Any]:
-    weights, data = sha256(), sha256()
-    for name, value in model.state_dict().items():
-        weights.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    data.update(dataset.train.images.data)
+def _identity(
+    model: nn.Module, dataset: Dataset, config: TrainingConfig, teacher: Teacher | None
+) -> dict[str, Any]:
+    data = sha256(dataset.train.images.data)
     data.update(dataset.train.labels.data)
-    return {
+    identity: dict[str, Any] = {
         "kind": "rasp training 1",
         "config": asdict(config),
         "data": data.hexdigest(),
-        "start": weights.hexdigest(),
+        "start": _weights(model),
     }
+    if teacher is not None:
+        identity["teacher"] = [_weights(teacher.model), teacher.share, teacher.temperature]
+    return identity
+
+
+def _weights(model: nn.Module) -> str:
+    digest = sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_names_say_how_a_network_was_pruned_and_hardened(home, dense):
     pruned, bounded, scaled = (home / f"named-{kind}" for kind in ("pruned", "bounded", "scaled"))
     rasp(
         *("prune", "--model", dense, "--criterion", "taylor", "--macs", "0.5", "--epochs", "1"),
-        *("--scope", "failures", "--upset-rate", "0.05", "--out", pruned),
+        *("--scope", "failures", "--upset-rate", "0.05", "--distill", "0.5", "--out", pruned),
     )
     rasp("harden", "--model", pruned, "--upset-rate", "0.001", "--out", bounded)
     rasp("quantize", "--model", bounded, "--upset-rate", "0.002", "--out", scaled)
@@ -178,10 +178,12 @@ def test_names_say_how_a_network_was_pruned_and_hardened(home, dense):
     assert rest == [
         "widths by failures",
         "fine-tuned under upsets 0.05",
+        "distilled 0.5",
         "clip per layer for upsets 0.001",
         "scales for upsets 0.002",
     ]
-    assert checkpoint.read(pruned).plan["upset_rate"] == 0.05
+    plan = checkpoint.read(pruned).plan
+    assert (plan["upset_rate"], plan["distill"]) == (0.05, 0.5)
 
 
 def test_images_of_the_validation_split_are_injected_for_choices(home, dense):

@@ -144,6 +144,7 @@ def test_comparisons_that_cannot_be_made(fails, trained):
         (2, "Did you mean 'test'", ("evaluate", "--split", "tets")),
         (2, "Did you mean 'uniform'", ("prune", *HALF, "--scope", "unifrom")),
         (2, "from 0 to 1, got 2", ("prune", *HALF, "--upset-rate", "2")),
+        (2, "--distill must lie from 0 to 1, got -1", ("prune", *HALF, "--distill", "-1")),
         (2, "Did you mean 'nvdla'", ("prune", *HALF, "--faults", "nvdl")),
         (2, "Unknown criterion", ("prune", *HALF, "--criterion", "luck")),
         (2, "Did you mean 'test'", ("inject", "--split", "tset")),

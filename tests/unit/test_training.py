@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from scipy.special import rel_entr, softmax
 from torch import nn
 
 from rasp import training, zoo
 from rasp.data import Dataset, Split, load
 from rasp.errors import ConfigError, StoreMismatchError
-from rasp.training import STATE_FILE, TrainingConfig, accuracy, augmented, default_config, fit
+from rasp.training import (
+    STATE_FILE,
+    Teacher,
+    TrainingConfig,
+    accuracy,
+    augmented,
+    default_config,
+    fit,
+)
 
 CONFIG = TrainingConfig(epochs=3, batch=16, lr=0.05, precision="fp32")
 
@@ -117,13 +126,14 @@ def test_the_state_of_another_run_is_refused_and_left_alone(dataset, tmp_path):
     fit(net(), dataset, CONFIG, checkpoint_dir=tmp_path)
     before = (tmp_path / STATE_FILE).read_bytes()
     other_data = replace(dataset, train=squares(130, 5))
-    for model, data, config in [
-        (net(), dataset, replace(CONFIG, lr=0.06)),
-        (net(1), dataset, CONFIG),
-        (net(), other_data, CONFIG),
+    for model, data, config, teacher in [
+        (net(), dataset, replace(CONFIG, lr=0.06), None),
+        (net(1), dataset, CONFIG, None),
+        (net(), other_data, CONFIG, None),
+        (net(), dataset, CONFIG, Teacher(net(2), 0.5)),
     ]:
         with pytest.raises(StoreMismatchError, match="another training run"):
-            fit(model, data, config, checkpoint_dir=tmp_path)
+            fit(model, data, config, teacher=teacher, checkpoint_dir=tmp_path)
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
 
@@ -163,6 +173,38 @@ def test_one_step_is_sgd_with_nesterov_momentum_and_decay_of_weights_only(datase
             expected[index] -= rate * (gradient + 0.8 * velocity[index])
     for found, wanted in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(found.detach(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_with_a_teacher_follows_the_gradient_of_both_losses(dataset):
+    """The first of two steps, at half the rate (the second's is 0), by the bias of the logits."""
+    teacher = Teacher(net(5).eval(), 0.25, temperature=2.0)
+    config = replace(CONFIG, epochs=2, batch=130, warmup=0.0, augment=False, momentum=0.8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    before = model[1].bias.detach().clone()
+    x, y = dataset.tensor(dataset.train), dataset.train.labels
+    with torch.no_grad():
+        logits = model(x).double().numpy()
+        wanted = softmax(teacher.model(x).double().numpy() / 2, axis=1)
+    fit(model, dataset, config, teacher=teacher)
+
+    def loss(bias):
+        surprise = -np.log(softmax(logits + bias, axis=1)[np.arange(len(y)), y]).mean()
+        apart = 2**2 * rel_entr(wanted, softmax((logits + bias) / 2, axis=1)).sum(1).mean()
+        return 0.75 * surprise + 0.25 * apart
+
+    ends = 1e-5 * np.eye(4)
+    gradient = np.array([loss(end) - loss(-end) for end in ends]) / 2e-5
+    step = (model[1].bias.detach() - before).numpy()
+    assert step == pytest.approx(-0.05 * 0.5 * 1.8 * gradient, rel=1e-3, abs=1e-7)
+
+
+def test_a_student_learns_what_its_teacher_knows_and_the_labels_do_not(dataset):
+    teacher = fit(net(), dataset, CONFIG).model
+    kept = {name: value.clone() for name, value in teacher.state_dict().items()}
+    wrong = Split(dataset.train.images, (dataset.train.labels + 1) % 4)
+    taught = fit(net(3), replace(dataset, train=wrong), CONFIG, teacher=Teacher(teacher, 1.0))
+    assert taught.validation_accuracy.value == 1
+    assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
 
 
 def test_the_rate_climbs_to_its_highest_value_and_falls_to_zero():

@@ -199,6 +199,9 @@ def prune(
     upset_rate: Annotated[
         float, typer.Option(help="Share of images an upset strikes in a layer in fine-tuning.")
     ] = 0.0,
+    distill: Annotated[
+        float, typer.Option(help="Share of the dense network's answers in fine-tuning's loss.")
+    ] = 0.0,
     lam: Annotated[
         float,
         typer.Option(
@@ -235,6 +238,7 @@ def prune(
             iterations=iterations,
             epochs=epochs,
             upset_rate=upset_rate,
+            distill=distill,
             lam=lam,
             faults=faults,
             format=format,

@@ -68,6 +68,7 @@ class PruningPlan(_Frozen):
         round_to: channels of an atom.
         iterations: steps the pruning was spread over.
         upset_rate: how often upsets struck in fine-tuning, see :mod:`rasp.upsets`.
+        distill: share of the dense network's answers in fine-tuning's loss.
         budget: what was allowed to stay.
         seed: seed of the criterion.
         steps: channels to remove, one step a group, in order.
@@ -82,6 +83,7 @@ class PruningPlan(_Frozen):
     round_to: PositiveInt = 1
     iterations: PositiveInt = 1
     upset_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     budget: Budget
     seed: NonNegativeInt = 0
     steps: tuple[PruningStep, ...]

@@ -33,6 +33,7 @@ class ArmPlan(_Frozen):
         format: number format the criterion and the widths are meant for.
         lam: weight of vulnerability or failures; of several one is chosen on validation images.
         upset_rate: how often upsets strike in fine-tuning, see :func:`rasp.verbs.prune`, likewise.
+        distill: share of the dense network's answers in fine-tuning's loss.
         like: arm whose choice is taken instead of an own one.
     """
 
@@ -42,6 +43,7 @@ class ArmPlan(_Frozen):
     format: Format = "int8"
     lam: Candidates = (0.5,)
     upset_rate: Rates = (0.0,)
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     like: Name | None = None
 
     @property

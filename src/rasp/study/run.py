@@ -225,6 +225,7 @@ class _Replica:
             round_to=self.plan.round_to,
             epochs=self.plan.fine_tuning,
             upset_rate=upset_rate,
+            distill=arm.distill,
             lam=lam,
             faults=self.plan.campaign.faults.get(arm.format, "fidelity"),
             format=arm.format,

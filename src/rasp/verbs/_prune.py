@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path  # noqa: TC003  pydantic reads it
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def prune(
     iterations: int = 1,
     epochs: int | None = None,
     upset_rate: float = 0.0,
+    distill: float = 0.0,
     lam: float = 0.5,
     faults: str = "fidelity",
     format: str = "int8",  # noqa: A002
@@ -93,6 +95,8 @@ def prune(
         epochs: fine-tuning after every step, 0 for none; a third of the recipe's by default.
         upset_rate: probability that an upset strikes a layer's result of an image while it is
             fine-tuned, see :mod:`rasp.upsets`.
+        distill: share of fine-tuning's loss that holds the answers against those of the network
+            before pruning, see :class:`rasp.training.Teacher`.
         lam: weight of the vulnerability in the criterion ``reliability``, and of the failures in
             the scope ``failures``.
         faults: population that failures are predicted for, as in :func:`rasp.verbs.inject`.
@@ -121,8 +125,9 @@ def prune(
     ):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
-    if not 0 <= upset_rate <= 1:
-        raise ConfigError(f"--upset-rate must lie from 0 to 1, got {upset_rate:g}.")
+    for name, share in (("--upset-rate", upset_rate), ("--distill", distill)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name} must lie from 0 to 1, got {share:g}.")
     budget = _budget(channels, macs, cycles, accelerator, format)
     loaded = loading.open_model(
         model,
@@ -155,6 +160,8 @@ def prune(
         "calibration": calibration,
         "seed": seed,
     }
+    if distill:
+        arguments["distill"] = distill
     target = runs.directory(out, f"prune-{loaded.name}")
     done = runs.finished(target, arguments) or _prune(
         loaded, importance, budget, arguments, target=target, device=device, progress=progress
@@ -197,6 +204,9 @@ def _prune(
         training.default_config(loaded.spec.model, loaded.dataset.name), seed=arguments["seed"]
     )
 
+    share = arguments.get("distill", 0.0)
+    teacher = training.Teacher(deepcopy(loaded.model), share) if share else None
+
     def repair(model: nn.Module, step: int) -> None:
         if not epochs:
             del step
@@ -211,6 +221,7 @@ def _prune(
                 lr=config.lr * FINE_TUNING_RATE,
                 upset_rate=arguments["upset_rate"],
             ),
+            teacher=teacher,
             device=device,
             checkpoint_dir=target / runs.TRAINING / f"step-{step}",
             progress=named(progress, f"{label}, fine-tune {step}/{arguments['iterations']}"),
@@ -234,7 +245,8 @@ def _prune(
             seed=arguments["seed"],
             progress=silent if epochs else named(progress, label),
         )
-    plan = result.plan.model_copy(update={"upset_rate": arguments["upset_rate"] if epochs else 0.0})
+    tuned = {"upset_rate": arguments["upset_rate"], "distill": share} if epochs else {}
+    plan = result.plan.model_copy(update=tuned)
     pruned = replace(loaded, model=result.model.eval(), plan=plan, quantization=None)
     if loaded.hardening is not None:
         pruned = measured_anew(pruned)
