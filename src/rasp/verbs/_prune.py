@@ -160,7 +160,7 @@ def prune(
         "calibration": calibration,
         "seed": seed,
     }
-    if distill:
+    if distill:  # without it, networks that were written before it existed are found finished
         arguments["distill"] = distill
     target = runs.directory(out, f"prune-{loaded.name}")
     done = runs.finished(target, arguments) or _prune(
